@@ -1,0 +1,348 @@
+//! The broker's loop: commands in, pushes in, events out to the shards.
+//!
+//! One task on the broker thread owns the interest table and the doors; the Redis links are
+//! tasks beside it that talk to it through the inbox and a list of finished publishes. Nothing
+//! here awaits Redis, so a frozen Redis delays no shard.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::door::ShardDoor;
+use super::feed::Feed;
+use super::interest::{Confirmed, Interest};
+use super::redis::{PublishRequest, Push, Redis};
+use super::survey::{Asked, Finished, Surveys};
+use super::{BrokerCommand, Position, Publish, PublishError, SurveyResult, envelope};
+use crate::channel::ChannelId;
+use crate::mailbox::{Receiver, Sender, Unbound};
+use crate::metrics::{Drop, Gap};
+use crate::node::Node;
+use crate::publication::{Body, Publication};
+use crate::shard::{LinkState, ShardEvent};
+
+/// Delays, deadlines and probes are looked at this often.
+const TICK: Duration = Duration::from_millis(50);
+/// A mailbox that was full is tried again after this.
+const RETRY: Duration = Duration::from_millis(1);
+/// How often shards are asked to show that they run, milliseconds.
+const PING_INTERVAL_MS: u64 = 500;
+/// Channels of one SUBSCRIBE: Redis serves others in between.
+const CHANGES_PER_COMMAND_MAX: usize = 512;
+/// Command batches handled before the doors are flushed and pushes get their turn.
+const BATCHES_PER_TURN_MAX: usize = 64;
+
+/// Runs until [`BrokerCommand::Stop`].
+pub async fn run(
+    node: Arc<Node>,
+    commands: Unbound<BrokerCommand>,
+    shards: Vec<Sender<ShardEvent>>,
+) {
+    let commands = commands.bind();
+    let mut core = Core::new(node, shards);
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let retry_at = core.flush_doors().then_some(Instant::now() + RETRY);
+        tokio::select! {
+            () = std::future::poll_fn(|cx| commands.poll_wait(cx)) => {}
+            () = core.redis_wakes() => {}
+            _ = tick.tick() => core.on_tick(),
+            () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
+        }
+        commands.set_awake();
+        if core.on_commands(&commands).is_break() {
+            return;
+        }
+        core.on_redis();
+    }
+}
+
+struct Core {
+    node: Arc<Node>,
+    interest: Interest,
+    doors: Vec<ShardDoor>,
+    redis: Option<Rc<Redis>>,
+    link: LinkState,
+    publishes: Vec<PublishRequest>,
+    surveys: Surveys,
+    feed: Option<Feed>,
+    next_ping_ms: u64,
+}
+
+impl Core {
+    fn new(node: Arc<Node>, shards: Vec<Sender<ShardEvent>>) -> Self {
+        let config = &node.config;
+        let doors =
+            shards.into_iter().map(|sender| ShardDoor::new(sender, config.mailbox_max)).collect();
+        let redis = config.redis_url.is_some().then(|| Redis::start(node.clone()));
+        // With Redis, shards start with the link down; the memory broker's can't break.
+        let link = if redis.is_some() { LinkState::Down } else { LinkState::Up };
+        // A little less than the SDKs' patience, and than the shard's own.
+        let acquire_timeout_ms = config.redis_timeout.as_millis() as u64;
+        Self {
+            interest: Interest::new(
+                config.unsubscribe_delay.as_millis() as u64,
+                acquire_timeout_ms,
+            ),
+            doors,
+            redis,
+            link,
+            publishes: Vec::new(),
+            surveys: Surveys::default(),
+            feed: config.dev.then(Feed::default),
+            next_ping_ms: 0,
+            node,
+        }
+    }
+
+    async fn redis_wakes(&self) {
+        match &self.redis {
+            Some(redis) => redis.wakes().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn on_commands(&mut self, commands: &Receiver<BrokerCommand>) -> std::ops::ControlFlow<()> {
+        for _ in 0..BATCHES_PER_TURN_MAX {
+            let Some(batch) = commands.try_recv() else { break };
+            for command in batch {
+                match command {
+                    BrokerCommand::Stop => return std::ops::ControlFlow::Break(()),
+                    command => self.on_command(command),
+                }
+            }
+        }
+        self.send_publishes();
+        self.send_changes();
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn on_command(&mut self, command: BrokerCommand) {
+        let now_ms = self.node.now_ms();
+        match command {
+            BrokerCommand::Acquire { shard, name } => {
+                let confirmed = self.interest.acquire(&name, shard, now_ms);
+                if let Some(confirmed) = confirmed {
+                    self.confirm(&confirmed);
+                }
+            }
+            BrokerCommand::Release { shard, id } => self.interest.release(id, shard, now_ms),
+            BrokerCommand::Publish { shard, request, publish } => {
+                let asked = Asked { shard, request };
+                self.publish(Some(asked), *publish);
+            }
+            BrokerCommand::Survey { shard, request } => {
+                self.start_survey(Asked { shard, request }, now_ms)
+            }
+            BrokerCommand::SurveyPart { survey, channels } => {
+                if let Some(finished) = self.surveys.on_part(survey, channels) {
+                    self.finish_survey(finished);
+                }
+            }
+            BrokerCommand::Forget { shard } => {
+                self.interest.forget_shard(shard, now_ms);
+                self.doors[shard].push(ShardEvent::Link(self.link));
+            }
+            BrokerCommand::Stop => {}
+        }
+    }
+
+    // --- publications
+
+    fn publish(&mut self, asked: Option<Asked>, publish: Publish) {
+        if self.redis.is_some() {
+            self.publishes.push(PublishRequest {
+                asked,
+                channel: publish.channel,
+                payload: envelope::encode(publish.body),
+            });
+            return;
+        }
+        self.fan_out(publish.channel.as_bytes(), publish.body);
+        if let Some(Asked { shard, request }) = asked {
+            self.doors[shard]
+                .push(ShardEvent::Published { request, result: Ok(Position::default()) });
+        }
+    }
+
+    /// The demux: one look-up, one item per interested shard.
+    fn fan_out(&mut self, channel: &[u8], body: Body) {
+        self.node.metrics.broker.publications.add(1);
+        let Some(target) = self.interest.target(channel) else { return };
+        let (id, shards): (ChannelId, _) = (target.id, target.shards);
+        let publication = Arc::new(Publication::new(target.channel.clone(), body));
+        for shard in shards.iter() {
+            let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
+            if !self.doors[shard].try_push(event) {
+                self.node.metrics.broker.on_drop(Drop::MailboxFull, 1);
+                self.node.metrics.broker.on_gap(Gap::MailboxFull, 1);
+            }
+        }
+    }
+
+    fn send_publishes(&mut self) {
+        if let Some(redis) = &self.redis
+            && !self.publishes.is_empty()
+        {
+            redis.publish(std::mem::take(&mut self.publishes));
+        }
+    }
+
+    // --- subscriptions
+
+    fn confirm(&mut self, confirmed: &Confirmed) {
+        for shard in confirmed.shards.iter() {
+            self.doors[shard].push(ShardEvent::Acquired {
+                id: confirmed.id,
+                channel: confirmed.channel.clone(),
+            });
+        }
+    }
+
+    /// Carries out what should change. The memory broker is its own confirmation.
+    fn send_changes(&mut self) {
+        while self.link == LinkState::Up && self.interest.has_changes() {
+            let changes = self.interest.take_changes(CHANGES_PER_COMMAND_MAX, self.node.now_ms());
+            match &self.redis {
+                Some(redis) => redis.change_subscriptions(changes),
+                None => {
+                    for name in changes.subscribe {
+                        if let Some(confirmed) = self.interest.on_subscribed(name.as_bytes()) {
+                            self.confirm(&confirmed);
+                        }
+                    }
+                    changes
+                        .unsubscribe
+                        .iter()
+                        .for_each(|name| self.interest.on_unsubscribed(name.as_bytes()));
+                }
+            }
+        }
+        self.node.metrics.broker.redis_subscriptions.set(self.interest.n_live() as u64);
+    }
+
+    // --- Redis
+
+    fn on_redis(&mut self) {
+        let Some(redis) = self.redis.clone() else { return };
+        for finished in redis.take_finished() {
+            if let Some(Asked { shard, request }) = finished.asked {
+                self.doors[shard].push(ShardEvent::Published { request, result: finished.result });
+            }
+        }
+        for push in redis.take_pushes() {
+            self.on_push(&redis, push);
+        }
+        self.send_changes();
+    }
+
+    fn on_push(&mut self, redis: &Redis, push: Push) {
+        match push {
+            Push::Message { channel, payload } => {
+                let Some(channel) = redis.channel_of(&channel) else { return };
+                if payload.len() > self.node.config.publication_bytes_max {
+                    self.node.metrics.broker.on_drop(Drop::TooLarge, 1);
+                    return;
+                }
+                match envelope::decode(payload) {
+                    Ok(body) => self.fan_out(channel, body),
+                    Err(envelope::BadEnvelope) => {
+                        self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
+                    }
+                }
+            }
+            Push::Subscribed { channel } => {
+                let confirmed = redis
+                    .channel_of(&channel)
+                    .and_then(|channel| self.interest.on_subscribed(channel));
+                if let Some(confirmed) = confirmed {
+                    self.confirm(&confirmed);
+                }
+            }
+            Push::Unsubscribed { channel } => {
+                if let Some(channel) = redis.channel_of(&channel) {
+                    self.interest.on_unsubscribed(channel);
+                }
+            }
+            Push::Lost { n_dropped } => {
+                // The inbox was at its bound: which channels is not known any more.
+                self.node.metrics.broker.on_drop(Drop::InboxFull, n_dropped);
+                self.node.metrics.broker.on_gap(Gap::InboxFull, n_dropped);
+            }
+            Push::Up => self.set_link(LinkState::Up),
+            Push::Down => {
+                let n_channels = self.interest.on_link_down();
+                self.node.metrics.broker.on_gap(Gap::LinkLost, n_channels as u64);
+                self.set_link(LinkState::Down);
+            }
+        }
+    }
+
+    fn set_link(&mut self, link: LinkState) {
+        self.link = link;
+        for door in &mut self.doors {
+            door.push(ShardEvent::Link(link));
+        }
+    }
+
+    // --- time
+
+    fn on_tick(&mut self) {
+        let now_ms = self.node.now_ms();
+        self.node.metrics.broker.alive_ms.set(now_ms);
+        for (channel, shard) in self.interest.on_tick(now_ms) {
+            self.doors[shard].push(ShardEvent::AcquireFailed { name: channel.name.clone() });
+        }
+        for finished in self.surveys.on_tick(now_ms) {
+            self.finish_survey(finished);
+        }
+        if now_ms >= self.next_ping_ms {
+            self.next_ping_ms = now_ms + PING_INTERVAL_MS;
+            self.doors.iter_mut().for_each(|door| door.push(ShardEvent::Ping));
+        }
+        if let Some(mut feed) = self.feed.take() {
+            let interest = &self.interest;
+            let ticks =
+                feed.on_tick(now_ms, |channel| interest.target(channel.as_bytes()).is_some());
+            ticks.into_iter().for_each(|publish| self.publish(None, publish));
+            self.feed = Some(feed);
+        }
+        self.send_publishes();
+        self.send_changes();
+    }
+
+    fn start_survey(&mut self, asked: Asked, now_ms: u64) {
+        match self.surveys.start(asked, self.doors.len(), now_ms) {
+            Some(survey) => {
+                self.doors.iter_mut().for_each(|door| door.push(ShardEvent::Survey { survey }))
+            }
+            None => self.finish_survey(Finished {
+                asked_by: asked,
+                result: SurveyResult { partial: true, ..SurveyResult::default() },
+            }),
+        }
+    }
+
+    fn finish_survey(&mut self, finished: Finished) {
+        let Asked { shard, request } = finished.asked_by;
+        self.doors[shard].push(ShardEvent::Surveyed { request, result: Box::new(finished.result) });
+    }
+
+    /// True: a mailbox is full, try again soon.
+    fn flush_doors(&mut self) -> bool {
+        let mut full = false;
+        for door in &mut self.doors {
+            full |= !door.flush();
+        }
+        full
+    }
+}
+
+/// The answer to a publish command.
+pub struct FinishedPublish {
+    pub asked: Option<Asked>,
+    pub result: Result<Position, PublishError>,
+}

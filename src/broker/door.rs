@@ -1,0 +1,71 @@
+//! The broker's side of one shard's mailbox: batches what a turn has for it.
+//!
+//! **Invariant:** only publications are ever dropped here; everything else waits until the
+//! mailbox has room. What waits is bounded: replies by the commands that shards sent, sockets
+//! don't pass here, and publications by `mailbox_max`.
+
+use crate::mailbox::{Sender, Urgency, Weigh};
+use crate::shard::ShardEvent;
+
+/// Items of one batch at the most, so that a shard's turns stay short.
+const BATCH_ITEMS_MAX: usize = 256;
+
+pub struct ShardDoor {
+    sender: Sender<ShardEvent>,
+    waiting: Vec<ShardEvent>,
+    waiting_weight: usize,
+    urgency: Urgency,
+    mailbox_max: usize,
+}
+
+impl ShardDoor {
+    pub fn new(sender: Sender<ShardEvent>, mailbox_max: usize) -> Self {
+        Self {
+            sender,
+            waiting: Vec::new(),
+            waiting_weight: 0,
+            urgency: Urgency::Relaxed,
+            mailbox_max,
+        }
+    }
+
+    /// Adds something that must arrive.
+    pub fn push(&mut self, event: ShardEvent) {
+        self.urgency = Urgency::Prompt;
+        self.waiting_weight += event.weight();
+        self.waiting.push(event);
+    }
+
+    /// Adds a publication, or refuses it because the mailbox is at its bound: a gap. A shard
+    /// that far behind is better served by newer publications than by a growing queue.
+    #[must_use]
+    pub fn try_push(&mut self, publication: ShardEvent) -> bool {
+        if self.sender.depth() + self.waiting_weight >= self.mailbox_max {
+            return false;
+        }
+        self.waiting_weight += publication.weight();
+        self.waiting.push(publication);
+        if self.waiting.len() >= BATCH_ITEMS_MAX {
+            self.flush();
+        }
+        true
+    }
+
+    /// Hands the batch over. False: the ring is full, flush again soon.
+    pub fn flush(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            return true;
+        }
+        match self.sender.try_send(std::mem::take(&mut self.waiting), self.urgency) {
+            Ok(()) => {
+                self.waiting_weight = 0;
+                self.urgency = Urgency::Relaxed;
+                true
+            }
+            Err(batch) => {
+                self.waiting = batch;
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! Which shard wants which channel, and how far each channel's subscription is.
+//!
+//! Owned by the broker thread; sans-I/O: time comes in, names to (un)subscribe go out.
+//! Two sets meet here: what *should* be subscribed (some shard is interested, or the last one
+//! left less than the unsubscribe delay ago) and what *is* subscribed (confirmed by Redis on the
+//! current link). Whatever changes either set queues the channel; [`Interest::take_changes`]
+//! turns queued channels into commands. Reconnection, resubscription and races between
+//! subscribe and unsubscribe are all this one mechanism.
+//!
+//! **Invariant:** at most one command per channel is in flight, so the last confirmation of a
+//! channel is about the last command.
+//! **Invariant:** a shard is confirmed only while the channel is `Live` or was when it joined.
+
+use std::borrow::Borrow;
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use ahash::HashMap;
+
+use crate::channel::{Channel, ChannelId};
+
+/// A set of shards; `HUB_SHARDS` is at most 128.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct ShardSet(u128);
+
+impl ShardSet {
+    pub fn insert(&mut self, shard: usize) {
+        self.0 |= 1 << shard;
+    }
+
+    pub fn remove(&mut self, shard: usize) {
+        self.0 &= !(1 << shard);
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            if rest == 0 {
+                return None;
+            }
+            let shard = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            Some(shard)
+        })
+    }
+}
+
+/// How far a channel is on the current link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Idle,
+    Subscribing,
+    Live,
+    Unsubscribing,
+}
+
+struct Entry {
+    id: ChannelId,
+    channel: Arc<Channel>,
+    /// Confirmed: these get publications.
+    shards: ShardSet,
+    /// Asked, not yet confirmed.
+    waiting: ShardSet,
+    stage: Stage,
+    queued: bool,
+    /// Until when an unused channel stays subscribed, milliseconds.
+    linger_until_ms: u64,
+}
+
+impl Entry {
+    fn is_used(&self) -> bool {
+        !self.shards.is_empty() || !self.waiting.is_empty()
+    }
+
+    fn is_wanted(&self, now_ms: u64) -> bool {
+        self.is_used() || now_ms < self.linger_until_ms
+    }
+}
+
+#[derive(Clone)]
+struct ByName(Arc<Channel>);
+
+impl Borrow<[u8]> for ByName {
+    fn borrow(&self) -> &[u8] {
+        self.0.name.as_bytes()
+    }
+}
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+impl Eq for ByName {}
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.as_bytes().hash(state);
+    }
+}
+
+/// A shard that may be told about a channel.
+pub struct Confirmed {
+    pub id: ChannelId,
+    pub channel: Arc<Channel>,
+    pub shards: ShardSet,
+}
+
+/// Where a publication of a channel goes.
+pub struct Target<'a> {
+    pub id: ChannelId,
+    pub channel: &'a Arc<Channel>,
+    pub shards: ShardSet,
+}
+
+/// Commands for Redis, by channel name.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub struct Changes {
+    pub subscribe: Vec<Box<str>>,
+    pub unsubscribe: Vec<Box<str>>,
+}
+
+/// See the module.
+pub struct Interest {
+    names: HashMap<ByName, u32>,
+    entries: Vec<Option<Entry>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    changed: VecDeque<u32>,
+    lingering: VecDeque<(u64, ChannelId)>,
+    deadlines: VecDeque<(u64, ChannelId, usize)>,
+    n_live: usize,
+    unsubscribe_delay_ms: u64,
+    acquire_timeout_ms: u64,
+}
+
+impl Interest {
+    pub fn new(unsubscribe_delay_ms: u64, acquire_timeout_ms: u64) -> Self {
+        Self {
+            names: HashMap::default(),
+            entries: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            changed: VecDeque::new(),
+            lingering: VecDeque::new(),
+            deadlines: VecDeque::new(),
+            n_live: 0,
+            unsubscribe_delay_ms,
+            acquire_timeout_ms,
+        }
+    }
+
+    /// Where a publication goes; `None` if nobody here wants it.
+    pub fn target(&self, name: &[u8]) -> Option<Target<'_>> {
+        let slot = *self.names.get(name)?;
+        let entry = self.entries[slot as usize].as_ref().expect("invariant: a name has an entry");
+        if entry.shards.is_empty() {
+            return None;
+        }
+        Some(Target { id: entry.id, channel: &entry.channel, shards: entry.shards })
+    }
+
+    /// A shard's first subscriber of a channel. `Some` if the channel is live already.
+    pub fn acquire(&mut self, name: &str, shard: usize, now_ms: u64) -> Option<Confirmed> {
+        let slot = match self.names.get(name.as_bytes()) {
+            Some(slot) => *slot,
+            None => self.open(name),
+        };
+        let timeout_ms = self.acquire_timeout_ms;
+        let entry = self.entry(slot);
+        if entry.stage == Stage::Live {
+            entry.shards.insert(shard);
+            let mut shards = ShardSet::default();
+            shards.insert(shard);
+            return Some(Confirmed { id: entry.id, channel: entry.channel.clone(), shards });
+        }
+        entry.waiting.insert(shard);
+        let id = entry.id;
+        self.deadlines.push_back((now_ms + timeout_ms, id, shard));
+        self.queue(slot);
+        None
+    }
+
+    /// A shard's last subscriber left.
+    pub fn release(&mut self, id: ChannelId, shard: usize, now_ms: u64) {
+        let delay_ms = self.unsubscribe_delay_ms;
+        let Some(entry) = self.entry_of(id) else { return };
+        entry.shards.remove(shard);
+        if !entry.is_used() {
+            entry.linger_until_ms = now_ms + delay_ms;
+            self.lingering.push_back((now_ms + delay_ms, id));
+        }
+    }
+
+    /// A shard started afresh: it wants nothing any more.
+    pub fn forget_shard(&mut self, shard: usize, now_ms: u64) {
+        for slot in 0..self.entries.len() {
+            if let Some(entry) = &mut self.entries[slot] {
+                entry.waiting.remove(shard);
+                let id = entry.id;
+                self.release(id, shard, now_ms);
+            }
+        }
+    }
+
+    /// Redis confirmed a SUBSCRIBE.
+    pub fn on_subscribed(&mut self, name: &[u8]) -> Option<Confirmed> {
+        let slot = *self.names.get(name)?;
+        let entry = self.entry(slot);
+        if entry.stage != Stage::Subscribing {
+            return None;
+        }
+        entry.stage = Stage::Live;
+        let waiting = std::mem::take(&mut entry.waiting);
+        waiting.iter().for_each(|shard| entry.shards.insert(shard));
+        let confirmed = Confirmed { id: entry.id, channel: entry.channel.clone(), shards: waiting };
+        self.n_live += 1;
+        self.queue(slot);
+        (!confirmed.shards.is_empty()).then_some(confirmed)
+    }
+
+    /// Redis confirmed an UNSUBSCRIBE.
+    pub fn on_unsubscribed(&mut self, name: &[u8]) {
+        let Some(slot) = self.names.get(name).copied() else { return };
+        let entry = self.entry(slot);
+        if entry.stage == Stage::Unsubscribing {
+            entry.stage = Stage::Idle;
+            self.queue(slot);
+        }
+    }
+
+    /// The link broke: nothing is subscribed. Returns how many channels were.
+    pub fn on_link_down(&mut self) -> usize {
+        for slot in 0..self.entries.len() {
+            if let Some(entry) = &mut self.entries[slot] {
+                entry.stage = Stage::Idle;
+                self.queue(slot as u32);
+            }
+        }
+        std::mem::take(&mut self.n_live)
+    }
+
+    /// The oldest queued changes, at most `n_max` channels. Unwanted channels that aren't
+    /// subscribed are forgotten here.
+    pub fn take_changes(&mut self, n_max: usize, now_ms: u64) -> Changes {
+        let mut changes = Changes::default();
+        while changes.subscribe.len() + changes.unsubscribe.len() < n_max {
+            let Some(slot) = self.changed.pop_front() else { break };
+            let Some(entry) = self.entries[slot as usize].as_mut() else { continue };
+            entry.queued = false;
+            match (entry.stage, entry.is_wanted(now_ms)) {
+                (Stage::Idle, true) => {
+                    entry.stage = Stage::Subscribing;
+                    changes.subscribe.push(entry.channel.name.clone());
+                }
+                (Stage::Live, false) => {
+                    entry.stage = Stage::Unsubscribing;
+                    changes.unsubscribe.push(entry.channel.name.clone());
+                    self.n_live -= 1;
+                }
+                (Stage::Idle, false) => self.close(slot),
+                // In flight, or as it should be: the confirmation queues it again.
+                _ => {}
+            }
+        }
+        changes
+    }
+
+    pub fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Channels whose delay is over are queued; shards that waited too long come back.
+    pub fn on_tick(&mut self, now_ms: u64) -> Vec<(Arc<Channel>, usize)> {
+        while self.lingering.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms) {
+            let (_, id) = self.lingering.pop_front().expect("invariant: just seen");
+            if self.entry_of(id).is_some_and(|entry| !entry.is_wanted(now_ms)) {
+                self.queue(id.slot);
+            }
+        }
+        let mut expired = Vec::new();
+        while self.deadlines.front().is_some_and(|(due_ms, ..)| *due_ms <= now_ms) {
+            let (_, id, shard) = self.deadlines.pop_front().expect("invariant: just seen");
+            let Some(entry) = self.entry_of(id) else { continue };
+            let waited = entry.waiting;
+            entry.waiting.remove(shard);
+            if entry.waiting != waited {
+                expired.push((entry.channel.clone(), shard));
+                self.queue(id.slot);
+            }
+        }
+        expired
+    }
+
+    /// Channels that are subscribed.
+    pub fn n_live(&self) -> usize {
+        self.n_live
+    }
+
+    fn open(&mut self, name: &str) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.generations.push(0);
+            self.entries.len() as u32 - 1
+        });
+        let generation = &mut self.generations[slot as usize];
+        *generation = generation.wrapping_add(1);
+        let id = ChannelId { slot, generation: *generation };
+        let channel = Arc::new(Channel::new(name));
+        self.names.insert(ByName(channel.clone()), slot);
+        self.entries[slot as usize] = Some(Entry {
+            id,
+            channel,
+            shards: ShardSet::default(),
+            waiting: ShardSet::default(),
+            stage: Stage::Idle,
+            queued: false,
+            linger_until_ms: 0,
+        });
+        slot
+    }
+
+    fn close(&mut self, slot: u32) {
+        if let Some(entry) = self.entries[slot as usize].take() {
+            self.names.remove(entry.channel.name.as_bytes());
+            self.free.push(slot);
+        }
+    }
+
+    fn queue(&mut self, slot: u32) {
+        let entry = self.entry(slot);
+        if !entry.queued {
+            entry.queued = true;
+            self.changed.push_back(slot);
+        }
+    }
+
+    fn entry(&mut self, slot: u32) -> &mut Entry {
+        self.entries[slot as usize].as_mut().expect("invariant: the slot is taken")
+    }
+
+    fn entry_of(&mut self, id: ChannelId) -> Option<&mut Entry> {
+        self.entries.get_mut(id.slot as usize)?.as_mut().filter(|entry| entry.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(changes: &Changes) -> (Vec<&str>, Vec<&str>) {
+        (
+            changes.subscribe.iter().map(|name| &**name).collect(),
+            changes.unsubscribe.iter().map(|name| &**name).collect(),
+        )
+    }
+
+    #[test]
+    fn a_shard_is_confirmed_with_redis_and_let_go_after_the_delay() {
+        let mut interest = Interest::new(1_000, 3_000);
+        assert!(interest.acquire("a", 0, 0).is_none());
+        assert!(interest.target(b"a").is_none());
+        assert_eq!(names(&interest.take_changes(9, 0)), (vec!["a"], vec![]));
+        let confirmed = interest.on_subscribed(b"a").unwrap();
+        assert_eq!(interest.target(b"a").unwrap().shards, confirmed.shards);
+        assert!(interest.acquire("a", 3, 5).is_some());
+        interest.release(confirmed.id, 0, 10);
+        interest.release(confirmed.id, 3, 10);
+        interest.on_tick(500);
+        assert_eq!(interest.take_changes(9, 500), Changes::default());
+        interest.on_tick(1_010);
+        assert_eq!(names(&interest.take_changes(9, 1_010)), (vec![], vec!["a"]));
+        interest.on_unsubscribed(b"a");
+        interest.take_changes(9, 1_011);
+        assert!(interest.names.is_empty());
+    }
+
+    #[test]
+    fn a_subscriber_during_an_unsubscribe_waits_for_the_next_subscribe() {
+        let mut interest = Interest::new(0, 3_000);
+        interest.acquire("a", 0, 0);
+        interest.take_changes(9, 0);
+        let id = interest.on_subscribed(b"a").unwrap().id;
+        interest.release(id, 0, 10);
+        interest.on_tick(10);
+        assert_eq!(names(&interest.take_changes(9, 10)), (vec![], vec!["a"]));
+        assert!(interest.acquire("a", 1, 11).is_none());
+        assert_eq!(interest.take_changes(9, 11), Changes::default());
+        interest.on_unsubscribed(b"a");
+        assert_eq!(names(&interest.take_changes(9, 12)), (vec!["a"], vec![]));
+        assert!(interest.on_subscribed(b"a").is_some());
+    }
+
+    #[test]
+    fn a_lost_link_resubscribes_what_is_wanted_and_forgets_the_rest() {
+        let mut interest = Interest::new(0, 3_000);
+        for name in ["a", "b"] {
+            interest.acquire(name, 0, 0);
+        }
+        interest.take_changes(9, 0);
+        interest.on_subscribed(b"a");
+        let b = interest.on_subscribed(b"b").unwrap().id;
+        interest.release(b, 0, 1);
+        assert_eq!(interest.on_link_down(), 2);
+        assert_eq!(names(&interest.take_changes(9, 2)), (vec!["a"], vec![]));
+        assert!(interest.target(b"a").is_some());
+        assert!(interest.target(b"b").is_none());
+    }
+
+    #[test]
+    fn a_shard_that_waited_too_long_is_told_once() {
+        let mut interest = Interest::new(0, 3_000);
+        interest.acquire("a", 2, 0);
+        interest.take_changes(9, 0);
+        assert!(interest.on_tick(2_999).is_empty());
+        let expired = interest.on_tick(3_000);
+        assert_eq!(
+            expired.iter().map(|(channel, shard)| (&*channel.name, *shard)).collect::<Vec<_>>(),
+            [("a", 2)]
+        );
+        assert!(interest.on_tick(9_000).is_empty());
+        assert!(interest.on_subscribed(b"a").is_none());
+        assert_eq!(names(&interest.take_changes(9, 9_000)), (vec![], vec!["a"]));
+    }
+}

@@ -1,0 +1,135 @@
+//! The broker thread: between Redis (or the embedded memory broker) and the shards.
+//!
+//! Owns the interest table, the links to Redis and one door per shard. Everything reaches it
+//! as a [`BrokerCommand`] through one mailbox, or as a push from Redis through one inbox.
+//! A publication is looked up once and goes as one item to each interested shard.
+//!
+//! **Invariant:** one channel, one link, one demux: the order in which the broker hands out a
+//! channel's publications is the order all subscribers of this node see.
+//! **Invariant:** `Acquired` is sent only once the channel is really subscribed, and before its
+//! first publication to that shard.
+//! Deliberately absent: sessions, sockets, frames.
+
+mod core;
+mod door;
+mod envelope;
+mod feed;
+mod interest;
+mod redis;
+mod survey;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::channel::ChannelId;
+use crate::mailbox::{self, Weigh};
+use crate::node::Node;
+use crate::publication::Body;
+use crate::shard::ShardEvent;
+
+/// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
+/// batch a turn, and keeps what doesn't fit.
+const MAILBOX_BATCHES_MAX: usize = 4096;
+
+/// From a shard to the broker.
+#[derive(Debug)]
+pub enum BrokerCommand {
+    /// The shard's first subscriber of a channel. Answered by `Acquired` or `AcquireFailed`.
+    Acquire {
+        shard: usize,
+        name: Box<str>,
+    },
+    /// The shard's last subscriber left.
+    Release {
+        shard: usize,
+        id: ChannelId,
+    },
+    /// Answered by `Published`.
+    Publish {
+        shard: usize,
+        request: u32,
+        publish: Box<Publish>,
+    },
+    /// Answered by `Surveyed`.
+    Survey {
+        shard: usize,
+        request: u32,
+    },
+    /// A shard's answer to `ShardEvent::Survey`.
+    SurveyPart {
+        survey: u32,
+        channels: Vec<(Box<str>, u32)>,
+    },
+    /// A shard started afresh: it has no channel any more, and its answers are void.
+    Forget {
+        shard: usize,
+    },
+    Stop,
+}
+
+impl Weigh for BrokerCommand {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Publish { publish, .. } => 1 + publish.body.bytes() / 1024,
+            _ => 1,
+        }
+    }
+}
+
+/// One publish of the server API or of a client.
+#[derive(Debug)]
+pub struct Publish {
+    pub channel: Box<str>,
+    pub body: Body,
+}
+
+/// Where a publication landed in its channel's stream; empty while the channel has no history.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Position {
+    pub offset: u64,
+    pub epoch: Box<str>,
+}
+
+/// Why a publish failed. It was not, and will not be, delivered, unless it says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PublishError {
+    /// Redis can't be reached, or refused: try again.
+    #[error("the broker is unavailable")]
+    Unavailable,
+    /// No answer in time: it may or may not have been delivered.
+    #[error("the broker did not answer in time")]
+    Unknown,
+}
+
+/// Channels and their subscribers, summed over the shards that answered in time.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SurveyResult {
+    pub channels: Vec<(Box<str>, u32)>,
+    /// A shard didn't answer in time.
+    pub partial: bool,
+}
+
+/// The door to the broker: any thread may hold it.
+pub type Door = mailbox::Sender<BrokerCommand>;
+
+/// Makes the broker's door before the thread, so that shards can be started in between.
+pub fn door() -> (Door, mailbox::Unbound<BrokerCommand>) {
+    mailbox::mailbox(MAILBOX_BATCHES_MAX)
+}
+
+/// Starts the broker thread.
+pub fn spawn(
+    node: Arc<Node>,
+    commands: mailbox::Unbound<BrokerCommand>,
+    shards: Vec<mailbox::Sender<ShardEvent>>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("broker".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(core::run(node, commands, shards)),
+            Err(error) => tracing::error!(%error, "the broker's runtime didn't start"),
+        }
+    })
+}

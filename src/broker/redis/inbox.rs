@@ -1,0 +1,125 @@
+//! What the pub/sub link received and the broker hasn't handled yet.
+//!
+//! Filled by the link's push closure, emptied by the broker's loop, both on the broker thread;
+//! the lock exists because the closure must be `Sync`, and is never contended.
+//! **Invariant:** messages are bounded by bytes; over the bound they are dropped and counted,
+//! and one [`Push::Lost`] stands where they would have been. Confirmations and link states are
+//! never dropped: they are bounded by the commands that were sent.
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// What one message is counted for beside its bytes.
+const MESSAGE_BYTES: usize = 96;
+
+/// One thing that happened on the link, in wire order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Push {
+    Message { channel: Vec<u8>, payload: Vec<u8> },
+    Subscribed { channel: Vec<u8> },
+    Unsubscribed { channel: Vec<u8> },
+    Lost { n_dropped: u64 },
+    Up,
+    Down,
+}
+
+#[derive(Default)]
+struct Queue {
+    pushes: Vec<Push>,
+    bytes: usize,
+    generation: u64,
+}
+
+pub struct Inbox {
+    queue: Mutex<Queue>,
+    bytes_max: usize,
+    pub notify: Notify,
+}
+
+impl Inbox {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { queue: Mutex::new(Queue::default()), bytes_max, notify: Notify::new() }
+    }
+
+    /// The link of this generation is the one: pushes of older ones are void from now on.
+    pub fn start(&self, generation: u64) {
+        self.queue.lock().generation = generation;
+    }
+
+    /// Adds what a link of `generation` received.
+    pub fn push(&self, generation: u64, push: Push) {
+        let mut queue = self.queue.lock();
+        if generation != queue.generation {
+            return;
+        }
+        if push == Push::Down {
+            // Once a link: later ones of this generation are void.
+            queue.generation = 0;
+        }
+        let was_empty = queue.pushes.is_empty();
+        match (push, queue.bytes > self.bytes_max) {
+            (Push::Message { .. }, true) => {
+                if let Some(Push::Lost { n_dropped }) = queue.pushes.last_mut() {
+                    *n_dropped += 1;
+                } else {
+                    queue.pushes.push(Push::Lost { n_dropped: 1 });
+                }
+            }
+            (push, _) => {
+                if let Push::Message { channel, payload } = &push {
+                    queue.bytes += channel.len() + payload.len() + MESSAGE_BYTES;
+                }
+                queue.pushes.push(push);
+            }
+        }
+        drop(queue);
+        if was_empty {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Everything so far.
+    pub fn take(&self) -> Vec<Push> {
+        let mut queue = self.queue.lock();
+        queue.bytes = 0;
+        std::mem::take(&mut queue.pushes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Push {
+        Push::Message { channel: Vec::new(), payload: vec![0; bytes] }
+    }
+
+    #[test]
+    fn over_the_bound_messages_are_lost_and_counted_in_place() {
+        let inbox = Inbox::new(1_000);
+        inbox.start(1);
+        for _ in 0..3 {
+            inbox.push(1, message(1_000));
+        }
+        inbox.push(1, Push::Subscribed { channel: b"a".to_vec() });
+        inbox.push(1, message(1));
+        let lost = |n_dropped| Push::Lost { n_dropped };
+        let expected =
+            [message(1_000), lost(2), Push::Subscribed { channel: b"a".to_vec() }, lost(1)];
+        assert_eq!(inbox.take(), expected);
+        inbox.push(1, message(1));
+        assert_eq!(inbox.take(), [message(1)]);
+    }
+
+    #[test]
+    fn a_replaced_link_is_not_heard_any_more() {
+        let inbox = Inbox::new(1_000);
+        inbox.start(1);
+        inbox.push(1, Push::Down);
+        inbox.push(1, Push::Down);
+        inbox.start(2);
+        inbox.push(1, message(1));
+        inbox.push(2, Push::Up);
+        assert_eq!(inbox.take(), [Push::Down, Push::Up]);
+    }
+}

@@ -1,0 +1,288 @@
+//! The Redis side of the broker: two supervised links, the inbox, publishes in flight.
+//!
+//! All on the broker thread. The supervisors dial for ever with jittered back-off and log one
+//! line per change of state. The pub/sub link is probed from end to end: a publish to this
+//! node's own channel must come back, since a connection that the kernel calls established may
+//! lead to a Redis that delivers nothing.
+
+mod inbox;
+mod link;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::core::FinishedPublish;
+use super::interest::Changes;
+use super::survey::Asked;
+use super::{Position, PublishError};
+use crate::node::Node;
+use inbox::Inbox;
+pub use inbox::Push;
+use link::{CommandLink, Dialer, PubSubLink};
+
+/// How often the links are probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// A probe that was published must have come back after this, milliseconds.
+const PROBE_TIMEOUT_MS: u64 = 8_000;
+/// Back-off between dials, milliseconds: doubled up to the maximum, each with full jitter in
+/// its upper half.
+const BACKOFF_MS_MIN: u64 = 50;
+const BACKOFF_MS_MAX: u64 = 1_500;
+/// Publishes in flight; more are refused at once.
+const PUBLISHES_MAX: usize = 50_000;
+
+/// One publish on its way to Redis.
+pub struct PublishRequest {
+    pub asked: Option<Asked>,
+    pub channel: Box<str>,
+    pub payload: Vec<u8>,
+}
+
+pub struct Redis {
+    node: Arc<Node>,
+    dialer: Dialer,
+    inbox: Arc<Inbox>,
+    prefix: Vec<u8>,
+    probe_channel: Vec<u8>,
+    probe_seen_ms: Cell<u64>,
+    pubsub: RefCell<Option<PubSubLink>>,
+    pubsub_broken: Notify,
+    command: RefCell<Option<CommandLink>>,
+    command_broken: Notify,
+    n_in_flight: Cell<usize>,
+    finished: RefCell<Vec<FinishedPublish>>,
+}
+
+impl Redis {
+    /// Starts both supervisors on this thread.
+    pub fn start(node: Arc<Node>) -> Rc<Self> {
+        let config = &node.config;
+        let url = config.redis_url.as_ref().expect("invariant: started only with a URL");
+        let dialer = Dialer::new(url, config.redis_timeout)
+            .expect("invariant: the URL was checked at start");
+        let prefix = config.redis_prefix.clone().into_bytes();
+        let probe_channel = [&prefix[..], b"ws:node:", node.run_id.to_string().as_bytes()].concat();
+        let redis = Rc::new(Self {
+            dialer,
+            inbox: Arc::new(Inbox::new(config.redis_inbox_bytes_max)),
+            prefix,
+            probe_channel,
+            probe_seen_ms: Cell::new(0),
+            pubsub: RefCell::new(None),
+            pubsub_broken: Notify::new(),
+            command: RefCell::new(None),
+            command_broken: Notify::new(),
+            n_in_flight: Cell::new(0),
+            finished: RefCell::new(Vec::new()),
+            node,
+        });
+        tokio::task::spawn_local(supervise_pubsub(redis.clone()));
+        tokio::task::spawn_local(supervise_command(redis.clone()));
+        redis
+    }
+
+    /// Something is to be taken.
+    pub async fn wakes(&self) {
+        self.inbox.notify.notified().await;
+    }
+
+    pub fn take_pushes(&self) -> Vec<Push> {
+        self.inbox.take()
+    }
+
+    pub fn take_finished(&self) -> Vec<FinishedPublish> {
+        self.finished.take()
+    }
+
+    /// The channel behind a Redis channel of ours; `None`: the probe, or not ours.
+    pub fn channel_of<'a>(&self, redis_channel: &'a [u8]) -> Option<&'a [u8]> {
+        if redis_channel == self.probe_channel {
+            self.probe_seen_ms.set(self.node.now_ms());
+            return None;
+        }
+        redis_channel.strip_prefix(&self.prefix[..])
+    }
+
+    fn redis_channels(&self, channels: &[Box<str>]) -> Vec<Vec<u8>> {
+        channels.iter().map(|channel| [&self.prefix[..], channel.as_bytes()].concat()).collect()
+    }
+
+    /// Sends what should change on the current link; a failure breaks it, and the next link
+    /// starts from what should be.
+    pub fn change_subscriptions(self: &Rc<Self>, changes: Changes) {
+        let Some(mut link) = self.pubsub.borrow().clone() else { return };
+        let redis = self.clone();
+        tokio::task::spawn_local(async move {
+            let (subscribe, unsubscribe) = (
+                redis.redis_channels(&changes.subscribe),
+                redis.redis_channels(&changes.unsubscribe),
+            );
+            let subscribed = link.subscribe(&subscribe).await;
+            let unsubscribed = link.unsubscribe(&unsubscribe).await;
+            if subscribed.is_err() || unsubscribed.is_err() {
+                redis.pubsub_broken.notify_one();
+            }
+        });
+    }
+
+    /// Publishes a turn's batch in one pipeline.
+    pub fn publish(self: &Rc<Self>, batch: Vec<PublishRequest>) {
+        let link = self.command.borrow().clone();
+        let n = batch.len();
+        let (Some(mut link), true) = (link, self.n_in_flight.get() + n <= PUBLISHES_MAX) else {
+            let refused = |request: PublishRequest| FinishedPublish {
+                asked: request.asked,
+                result: Err(PublishError::Unavailable),
+            };
+            self.finished.borrow_mut().extend(batch.into_iter().map(refused));
+            self.inbox.notify.notify_one();
+            return;
+        };
+        self.n_in_flight.set(self.n_in_flight.get() + n);
+        let redis = self.clone();
+        tokio::task::spawn_local(async move {
+            let mut asked = Vec::with_capacity(n);
+            let mut commands = Vec::with_capacity(n);
+            for request in batch {
+                asked.push(request.asked);
+                commands.push((
+                    [&redis.prefix[..], request.channel.as_bytes()].concat(),
+                    request.payload,
+                ));
+            }
+            let published = link.publish(commands.into_iter()).await;
+            redis.n_in_flight.set(redis.n_in_flight.get() - n);
+            let results =
+                published.results.into_iter().map(|result| result.map(|()| Position::default()));
+            let finished = asked
+                .into_iter()
+                .zip(results)
+                .map(|(asked, result)| FinishedPublish { asked, result });
+            redis.finished.borrow_mut().extend(finished);
+            redis.inbox.notify.notify_one();
+            if published.broken {
+                redis.command_broken.notify_one();
+            }
+        });
+    }
+
+    /// Publishes a probe. True: Redis took it.
+    async fn send_probe(&self) -> bool {
+        let Some(mut link) = self.command.borrow().clone() else { return false };
+        let published =
+            link.publish([(self.probe_channel.clone(), b"probe".to_vec())].into_iter()).await;
+        !published.broken
+    }
+}
+
+/// Keeps a pub/sub link: dial, hand it to the broker, probe it until it breaks.
+async fn supervise_pubsub(redis: Rc<Redis>) {
+    let up = &redis.node.metrics.broker.pubsub_up;
+    let mut backoff = Backoff::new();
+    for generation in 1.. {
+        match dial_pubsub(&redis, generation).await {
+            Ok(link) => {
+                backoff = Backoff::new();
+                tracing::info!("Redis pub/sub link is up");
+                redis.node.metrics.broker.redis_connects.add(1);
+                redis.pubsub.replace(Some(link));
+                up.set(1);
+                redis.inbox.push(generation, Push::Up);
+                let reason = until_broken(&redis).await;
+                up.set(0);
+                redis.pubsub.replace(None);
+                redis.inbox.push(generation, Push::Down);
+                tracing::warn!(reason, "Redis pub/sub link is down");
+            }
+            Err(error) => backoff.log_once("pub/sub", &error),
+        }
+        backoff.wait().await;
+    }
+}
+
+async fn dial_pubsub(redis: &Rc<Redis>, generation: u64) -> Result<PubSubLink, redis::RedisError> {
+    redis.inbox.start(generation);
+    let mut link = redis.dialer.pubsub(redis.inbox.clone(), generation).await?;
+    link.subscribe(std::slice::from_ref(&redis.probe_channel)).await?;
+    redis.probe_seen_ms.set(redis.node.now_ms());
+    Ok(link)
+}
+
+/// Resolves with the reason once the current pub/sub link is of no use.
+async fn until_broken(redis: &Redis) -> &'static str {
+    let mut sent_unseen_since_ms = None;
+    loop {
+        if timeout(PROBE_INTERVAL, redis.pubsub_broken.notified()).await.is_ok() {
+            return "connection lost";
+        }
+        let now_ms = redis.node.now_ms();
+        match sent_unseen_since_ms {
+            Some(since_ms) if redis.probe_seen_ms.get() >= since_ms => sent_unseen_since_ms = None,
+            Some(since_ms) if now_ms >= since_ms + PROBE_TIMEOUT_MS => {
+                return "a probe did not come back";
+            }
+            _ => {}
+        }
+        // A probe that couldn't be sent proves nothing about this link.
+        if redis.send_probe().await && sent_unseen_since_ms.is_none() {
+            sent_unseen_since_ms = Some(now_ms);
+        }
+    }
+}
+
+/// Keeps a command link: dial, ping it until it breaks.
+async fn supervise_command(redis: Rc<Redis>) {
+    let up = &redis.node.metrics.broker.command_up;
+    let mut backoff = Backoff::new();
+    loop {
+        match redis.dialer.command().await {
+            Ok(mut link) => {
+                backoff = Backoff::new();
+                tracing::info!("Redis command link is up");
+                redis.node.metrics.broker.redis_connects.add(1);
+                redis.command.replace(Some(link.clone()));
+                up.set(1);
+                loop {
+                    if timeout(PROBE_INTERVAL, redis.command_broken.notified()).await.is_ok()
+                        || link.ping().await.is_err()
+                    {
+                        break;
+                    }
+                }
+                up.set(0);
+                redis.command.replace(None);
+                tracing::warn!("Redis command link is down");
+            }
+            Err(error) => backoff.log_once("command", &error),
+        }
+        backoff.wait().await;
+    }
+}
+
+struct Backoff {
+    next_ms: u64,
+    logged: bool,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { next_ms: BACKOFF_MS_MIN, logged: false }
+    }
+
+    fn log_once(&mut self, link: &str, error: &redis::RedisError) {
+        if !std::mem::replace(&mut self.logged, true) {
+            tracing::warn!(link, %error, "can't connect to Redis, will keep trying");
+        }
+    }
+
+    async fn wait(&mut self) {
+        let jitter = ahash::RandomState::new().hash_one(self.next_ms) % (self.next_ms / 2 + 1);
+        sleep(Duration::from_millis(self.next_ms / 2 + jitter)).await;
+        self.next_ms = (self.next_ms * 2).min(BACKOFF_MS_MAX);
+    }
+}

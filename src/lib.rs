@@ -1,0 +1,18 @@
+//! hubbub: live data on many screens. See the README for the picture.
+//!
+//! Code map: `frame`, `protocol` (wire formats, sans-I/O), `channel`, `publication` (what is
+//! fanned out), `mailbox` (the only way between threads), `shard` (fan-out to sessions),
+//! `broker` (between Redis and the shards), `config`, `cli`, `metrics`, `node`.
+
+pub mod broker;
+pub mod channel;
+pub mod cli;
+pub mod config;
+pub mod frame;
+pub mod http;
+pub mod mailbox;
+pub mod metrics;
+pub mod node;
+pub mod protocol;
+pub mod publication;
+pub mod shard;

@@ -1,0 +1,231 @@
+//! Cohorts: the sessions of a shard with one wire format and one set of channels.
+//!
+//! Owned by the shard's hub; sans-I/O. A cohort is found by the hash of its set, which is the
+//! xor of its channels' random keys, so that adding or taking one channel costs one xor; the
+//! set itself is compared before it is believed.
+//!
+//! **Invariant:** `channels[slot].cohorts[ref.at]` and `cohort.channels[at]` point at each other.
+//! **Invariant:** a cohort has a member, except between its making and the join that follows,
+//! and except the two empty sets, which are kept.
+
+use std::sync::Arc;
+
+use ahash::{HashMap, RandomState};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::hub::ChannelSlot;
+use super::outbox::Outbox;
+use crate::channel::{Channel, ChannelId};
+use crate::publication::Format;
+
+/// A log is looked over for bytes that everyone has passed when it is this large, or
+/// [`TRIM_BYTES_PER_MEMBER`] times its members: the walk over the members then costs less
+/// than a hundredth of the writes that filled it.
+const TRIM_BYTES_MIN: usize = 64 * 1024;
+const TRIM_BYTES_PER_MEMBER: usize = 64;
+/// A cohort of at least this many keeps its log's buffer while idle; smaller ones free it.
+const KEEP_BUFFER_MEMBERS_MIN: usize = 32;
+const KEEP_BUFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// One cohort's place in a channel's list.
+#[derive(Clone, Copy)]
+pub struct CohortRef {
+    pub cohort: u32,
+}
+
+/// One channel of a cohort, and where the cohort stands in that channel's list.
+#[derive(Clone, Copy)]
+pub struct ChannelRef {
+    pub slot: u32,
+    at: u32,
+}
+
+/// See the module.
+pub struct Cohort {
+    pub format: Format,
+    set_hash: u64,
+    /// Sorted by slot.
+    pub channels: SmallVec<[ChannelRef; 2]>,
+    pub members: Vec<u32>,
+    pub log: Outbox,
+    /// Members whose position is before the log's end.
+    pub n_behind: usize,
+    /// Every member is in the dirty set (or waits for its socket).
+    pub all_dirty: bool,
+    pub trim_at: usize,
+}
+
+impl Cohort {
+    fn new(format: Format, set_hash: u64) -> Self {
+        Self {
+            format,
+            set_hash,
+            channels: SmallVec::new(),
+            members: Vec::new(),
+            log: Outbox::default(),
+            n_behind: 0,
+            all_dirty: false,
+            trim_at: TRIM_BYTES_MIN,
+        }
+    }
+
+    pub fn has(&self, slot: u32) -> bool {
+        self.channels.binary_search_by_key(&slot, |channel| channel.slot).is_ok()
+    }
+
+    /// A member's position reached the end: the last one frees the log.
+    pub fn on_caught_up(&mut self) {
+        self.n_behind -= 1;
+        if self.n_behind == 0 {
+            let keep = self.members.len() >= KEEP_BUFFER_MEMBERS_MIN;
+            self.log.clear(if keep { KEEP_BUFFER_BYTES_MAX } else { 0 });
+            self.trim_at = TRIM_BYTES_MIN;
+        }
+    }
+
+    /// Frees what is before `oldest`, the least position of a member.
+    pub fn trim(&mut self, oldest: u64) {
+        self.log.trim(oldest);
+        self.trim_at = TRIM_BYTES_MIN
+            .max(self.members.len() * TRIM_BYTES_PER_MEMBER)
+            .max(2 * self.log.bytes());
+    }
+
+    fn is_set(&self, format: Format, mut slots: impl ExactSizeIterator<Item = u32>) -> bool {
+        self.format == format
+            && self.channels.len() == slots.len()
+            && self.channels.iter().all(|channel| slots.next() == Some(channel.slot))
+    }
+}
+
+/// All cohorts of a shard and the index by channel.
+#[derive(Default)]
+pub struct Cohorts {
+    pub cohorts: Slab<Cohort>,
+    pub(super) channels: Vec<ChannelSlot>,
+    by_set: HashMap<u64, SmallVec<[u32; 2]>>,
+    keys: RandomState,
+    pub emptied: Vec<(ChannelId, Arc<Channel>)>,
+    pub n_open: usize,
+}
+
+impl Cohorts {
+    /// The cohort of sessions without a subscription.
+    pub fn empty_set(&mut self, format: Format) -> u32 {
+        self.find_or_make(format, format_key(format), &[])
+    }
+
+    /// The cohort with the set of `cohort` and `slot`.
+    pub fn with(&mut self, cohort: u32, slot: u32) -> u32 {
+        let from = &self.cohorts[cohort as usize];
+        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
+        let mut slots: SmallVec<[u32; 8]> =
+            from.channels.iter().map(|channel| channel.slot).collect();
+        let at = slots.partition_point(|other| *other < slot);
+        slots.insert(at, slot);
+        self.find_or_make(format, set_hash, &slots)
+    }
+
+    /// The cohort with the set of `cohort` but `slot`.
+    pub fn without(&mut self, cohort: u32, slot: u32) -> u32 {
+        let from = &self.cohorts[cohort as usize];
+        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
+        let slots: SmallVec<[u32; 8]> = from
+            .channels
+            .iter()
+            .map(|channel| channel.slot)
+            .filter(|other| *other != slot)
+            .collect();
+        self.find_or_make(format, set_hash, &slots)
+    }
+
+    fn find_or_make(&mut self, format: Format, set_hash: u64, slots: &[u32]) -> u32 {
+        let found = self.by_set.get(&set_hash).and_then(|candidates| {
+            let is_it =
+                |idx: &&u32| self.cohorts[**idx as usize].is_set(format, slots.iter().copied());
+            candidates.iter().find(is_it)
+        });
+        if let Some(idx) = found {
+            return *idx;
+        }
+        let mut cohort = Cohort::new(format, set_hash);
+        let idx = self.cohorts.vacant_key() as u32;
+        for slot in slots {
+            let list = &mut self.channels[*slot as usize].cohorts;
+            cohort.channels.push(ChannelRef { slot: *slot, at: list.len() as u32 });
+            list.push(CohortRef { cohort: idx });
+        }
+        self.cohorts.insert(cohort);
+        self.by_set.entry(set_hash).or_default().push(idx);
+        idx
+    }
+
+    /// Forgets a cohort without members. Channels without another cohort are closed.
+    pub fn remove(&mut self, idx: u32) {
+        if self.cohorts[idx as usize].channels.is_empty() {
+            return; // The empty sets are kept: every new session starts in one.
+        }
+        let cohort = self.cohorts.remove(idx as usize);
+        let candidates = self
+            .by_set
+            .get_mut(&cohort.set_hash)
+            .expect("invariant: every cohort is found by its set");
+        candidates.retain(|other| *other != idx);
+        if candidates.is_empty() {
+            self.by_set.remove(&cohort.set_hash);
+        }
+        for ChannelRef { slot, at } in cohort.channels {
+            let list = &mut self.channels[slot as usize].cohorts;
+            list.swap_remove(at as usize);
+            if let Some(moved) = list.get(at as usize) {
+                let moved = &mut self.cohorts[moved.cohort as usize].channels;
+                let found = moved.binary_search_by_key(&slot, |channel| channel.slot);
+                moved[found.expect("invariant: a cohort in a channel's list has the channel")].at =
+                    at;
+            }
+            self.close_if_unused(slot);
+        }
+    }
+
+    pub fn open_channel(&mut self, id: ChannelId, channel: Arc<Channel>) {
+        let at = id.slot as usize;
+        while self.channels.len() <= at {
+            self.channels.push(ChannelSlot {
+                generation: 0,
+                key: 0,
+                cohorts: Vec::new(),
+                channel: None,
+            });
+        }
+        let key = self.keys.hash_one((id.slot, id.generation));
+        debug_assert!(self.channels[at].channel.is_none());
+        self.channels[at] = ChannelSlot {
+            generation: id.generation,
+            key,
+            cohorts: Vec::new(),
+            channel: Some(channel),
+        };
+        self.n_open += 1;
+    }
+
+    pub fn close_if_unused(&mut self, slot: u32) {
+        let entry = &mut self.channels[slot as usize];
+        if entry.cohorts.is_empty()
+            && let Some(channel) = entry.channel.take()
+        {
+            entry.cohorts = Vec::new();
+            self.n_open -= 1;
+            self.emptied.push((ChannelId { slot, generation: entry.generation }, channel));
+        }
+    }
+
+    pub fn n_subscribers(&self, slot: u32) -> usize {
+        let Some(entry) = self.channels.get(slot as usize) else { return 0 };
+        entry.cohorts.iter().map(|cohort| self.cohorts[cohort.cohort as usize].members.len()).sum()
+    }
+}
+
+fn format_key(format: Format) -> u64 {
+    (format as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

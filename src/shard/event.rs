@@ -1,0 +1,92 @@
+//! The one closed set of things that reach a shard from another thread.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::broker::{Position, PublishError, SurveyResult};
+use crate::channel::{Channel, ChannelId};
+use crate::mailbox::Weigh;
+use crate::publication::Publication;
+
+/// Which routes a listener serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// The only listener: everything.
+    All,
+    /// The public one beside an internal one: clients, health.
+    Public,
+    /// The internal one: API, metrics, pages, health.
+    Internal,
+}
+
+/// A socket on its way from the listener to its shard.
+#[derive(Debug)]
+pub struct Accepted {
+    pub stream: TcpStream,
+    pub peer: SocketAddr,
+    /// The connection id: drawn by the listener, it chose the shard, and it becomes the
+    /// `client` of the connect reply.
+    pub connection: Uuid,
+    pub role: Role,
+}
+
+/// Whether the pub/sub link works, so that a subscribe may be answered at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkState {
+    Up,
+    Down,
+}
+
+/// From the broker, the listener and main to a shard.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// A publication of a channel this shard has subscribers of.
+    Publication {
+        channel: ChannelId,
+        publication: Arc<Publication>,
+    },
+    /// The broker is subscribed to a channel this shard asked for. Comes before the channel's
+    /// first publication.
+    Acquired {
+        id: ChannelId,
+        channel: Arc<Channel>,
+    },
+    /// The broker couldn't subscribe in time; the shard isn't interested any more.
+    AcquireFailed {
+        name: Box<str>,
+    },
+    /// The answer to a publish command.
+    Published {
+        request: u32,
+        result: Result<Position, PublishError>,
+    },
+    Link(LinkState),
+    /// Answer by noting the time: proves that the mailbox and the loop work.
+    Ping,
+    /// Count the subscribers of your channels.
+    Survey {
+        survey: u32,
+    },
+    Surveyed {
+        request: u32,
+        result: Box<SurveyResult>,
+    },
+    Accepted(Box<Accepted>),
+    /// Close all connections, spread over this many milliseconds.
+    Drain {
+        spread_ms: u64,
+    },
+    /// End the thread.
+    Stop,
+}
+
+impl Weigh for ShardEvent {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
+            _ => 1,
+        }
+    }
+}

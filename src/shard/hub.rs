@@ -1,0 +1,592 @@
+//! The hub: who is subscribed to what on this shard, and what each session still has to get.
+//!
+//! Owned by one shard thread, reached only through its state. Sans-I/O: the write function is
+//! handed in, so the whole fan-out runs in tests without a socket.
+//!
+//! Sessions with the same wire format and the same set of channels form a *cohort*. A
+//! publication is copied once into the log of each cohort that has its channel; a session holds
+//! a position in its cohort's log, so what it hasn't got is one slice. The cost of a publication
+//! is cohorts, not subscribers; per subscriber it costs one bit in the dirty set, and that only
+//! if no session of the cohort was visited since the last publication.
+//! What is one session's alone (replies, what was pending when it changed cohorts) goes to its
+//! own outbox, which is always written first.
+//!
+//! **Invariant:** a session is in exactly one cohort; its position is within the cohort's log.
+//! **Invariant:** a channel is open here while it has a cohort.
+//! **Invariant:** bytes reach a socket as whole frames in order: a frame that was written in
+//! part goes to the own outbox before anything else may.
+//! Deliberately absent: channel names, clocks, log lines, atomics.
+
+use std::sync::Arc;
+
+use super::cohort::{Cohort, CohortRef, Cohorts};
+use super::dirty::DirtySet;
+use super::outbox::Outbox;
+use crate::channel::{Channel, ChannelId};
+use crate::publication::{Format, Publication};
+
+/// A session of this shard: index and generation. A stale id matches nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SessionId {
+    pub idx: u32,
+    pub generation: u32,
+}
+
+/// What one write did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sent {
+    /// The socket took so many bytes.
+    Bytes(usize),
+    /// The socket is full.
+    Full,
+    /// The socket is broken.
+    Gone,
+}
+
+/// How a visit to a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Visit {
+    /// Nothing is left to write.
+    CaughtUp,
+    /// The socket just became full: wait until it is writable.
+    Full,
+    /// It was full before and still waits.
+    Waiting,
+    /// It waits, and more than the bound is queued for it: a slow consumer.
+    OverBound,
+    /// The close frame, and everything before it, was written.
+    Closed,
+    /// The socket is broken.
+    Gone,
+}
+
+/// What happens to queued bytes when a session is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Queued {
+    /// They are written before the close frame.
+    Flush,
+    /// They are dropped, but for the rest of a frame that was written in part.
+    Drop,
+}
+
+/// Totals since the shard started; the shard copies them to its metrics once a turn.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Totals {
+    pub deliveries: u64,
+    pub writes: u64,
+    pub sent_bytes: u64,
+    /// Publications and replies dropped at a close with [`Queued::Drop`].
+    pub dropped_frames: u64,
+    /// Publications a format couldn't carry, one per cohort.
+    pub skipped: u64,
+}
+
+const TAKEN: u8 = 1;
+/// Not yet attached to a socket: collects, isn't written.
+const HELD: u8 = 2;
+/// The socket was full at the last write.
+const LAGGING: u8 = 4;
+/// The close frame is queued: nothing may follow.
+const CLOSING: u8 = 8;
+
+/// Bytes of one write at the most: a long backlog must not keep the shard from the others.
+const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+struct Own {
+    outbox: Outbox,
+    position: u64,
+}
+
+/// The hot part of a session.
+struct Seat {
+    position: u64,
+    own: Option<Box<Own>>,
+    fd: i32,
+    cohort: u32,
+    member_at: u32,
+    generation: u32,
+    flags: u8,
+}
+
+impl Seat {
+    fn empty(generation: u32) -> Self {
+        Self {
+            position: 0,
+            own: None,
+            fd: -1,
+            cohort: u32::MAX,
+            member_at: 0,
+            generation,
+            flags: 0,
+        }
+    }
+
+    fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+pub(super) struct ChannelSlot {
+    pub generation: u32,
+    pub key: u64,
+    pub cohorts: Vec<CohortRef>,
+    pub channel: Option<Arc<Channel>>,
+}
+
+/// See the module.
+pub struct Hub {
+    seats: Vec<Seat>,
+    free: Vec<u32>,
+    n_sessions: usize,
+    n_subscriptions: usize,
+    cohorts: Cohorts,
+    dirty: DirtySet,
+    outbox_bytes_max: usize,
+    pub totals: Totals,
+}
+
+impl Hub {
+    pub fn new(outbox_bytes_max: usize) -> Self {
+        Self {
+            seats: Vec::new(),
+            free: Vec::new(),
+            n_sessions: 0,
+            n_subscriptions: 0,
+            cohorts: Cohorts::default(),
+            dirty: DirtySet::default(),
+            outbox_bytes_max,
+            totals: Totals::default(),
+        }
+    }
+
+    // --- the hot path
+
+    /// Fans a publication out to its subscribers' logs. Returns the frame bytes that were
+    /// queued, counted once per cohort.
+    pub fn publish(&mut self, id: ChannelId, publication: &Publication) -> usize {
+        let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
+        let Some(slot) =
+            channels.get(id.slot as usize).filter(|slot| slot.generation == id.generation)
+        else {
+            return 0;
+        };
+        let mut queued_bytes = 0;
+        for cohort_ref in &slot.cohorts {
+            let cohort = &mut cohorts[cohort_ref.cohort as usize];
+            let Some(frame) = publication.frame(cohort.format) else {
+                self.totals.skipped += 1;
+                continue;
+            };
+            cohort.log.push(frame);
+            cohort.n_behind = cohort.members.len();
+            queued_bytes += frame.len();
+            self.totals.deliveries += cohort.members.len() as u64;
+            if !cohort.all_dirty {
+                cohort.all_dirty = true;
+                for member in &cohort.members {
+                    self.dirty.insert(*member);
+                }
+            }
+            if cohort.log.bytes() > cohort.trim_at {
+                let seats = &self.seats;
+                let oldest = cohort.members.iter().map(|idx| seats[*idx as usize].position).min();
+                cohort.trim(oldest.expect("invariant: a cohort has members"));
+            }
+        }
+        queued_bytes
+    }
+
+    /// The first session in `from..to` that has something to write.
+    pub fn next_dirty(&self, from: u32, to: u32) -> Option<u32> {
+        self.dirty.next(from, to)
+    }
+
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
+    /// Session indexes are below this.
+    pub fn seats_len(&self) -> u32 {
+        self.seats.len() as u32
+    }
+
+    /// Writes everything that is pending for a session.
+    pub fn visit(&mut self, idx: u32, write: &mut impl FnMut(i32, &[&[u8]]) -> Sent) -> Visit {
+        self.dirty.remove(idx);
+        let seat = &mut self.seats[idx as usize];
+        if seat.flags & (TAKEN | HELD | LAGGING) != TAKEN {
+            return self.visit_later(idx);
+        }
+        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
+        cohort.all_dirty = false;
+        let end = cohort.log.end();
+        let was_behind = seat.position < end;
+        let visit = loop {
+            let own: &[u8] = seat.own.as_ref().map_or(&[], |own| own.outbox.chunk(own.position));
+            let log: &[u8] =
+                if seat.position < end { cohort.log.chunk(seat.position) } else { &[] };
+            if own.is_empty() && log.is_empty() {
+                break if seat.is(CLOSING) { Visit::Closed } else { Visit::CaughtUp };
+            }
+            let own_rest =
+                seat.own.as_ref().map_or(0, |own| own.outbox.end() - own.position) as usize;
+            let own = &own[..own.len().min(WRITE_BYTES_MAX)];
+            let log = &log[..log.len().min(WRITE_BYTES_MAX)];
+            let sent = if own.is_empty() {
+                write(seat.fd, &[log])
+            } else if own.len() == own_rest && !log.is_empty() {
+                write(seat.fd, &[own, log])
+            } else {
+                write(seat.fd, &[own])
+            };
+            self.totals.writes += 1;
+            let (own_bytes, log_bytes) = (own.len(), log.len());
+            match sent {
+                Sent::Bytes(n) => {
+                    self.totals.sent_bytes += n as u64;
+                    let from_own = n.min(own_bytes);
+                    if let Some(own) = seat.own.as_mut() {
+                        own.position += from_own as u64;
+                        if own.position == own.outbox.end() {
+                            seat.own = None;
+                        } else {
+                            own.outbox.trim(own.position);
+                        }
+                    }
+                    seat.position += (n - from_own) as u64;
+                    let wanted =
+                        if own_bytes == own_rest { own_bytes + log_bytes } else { own_bytes };
+                    if n < wanted {
+                        seat.flags |= LAGGING;
+                        break Visit::Full;
+                    }
+                }
+                Sent::Full => {
+                    seat.flags |= LAGGING;
+                    break Visit::Full;
+                }
+                Sent::Gone => break Visit::Gone,
+            }
+        };
+        if was_behind && seat.position == end {
+            cohort.on_caught_up();
+        }
+        visit
+    }
+
+    #[cold]
+    fn visit_later(&mut self, idx: u32) -> Visit {
+        let seat = &self.seats[idx as usize];
+        let over = seat.is(LAGGING)
+            && !seat.is(CLOSING | HELD)
+            && self.queued_at(idx) > self.outbox_bytes_max;
+        if let Some(cohort) =
+            self.cohorts.cohorts.get_mut(seat.cohort as usize).filter(|_| seat.is(TAKEN))
+        {
+            // Its bit is gone, so the next publication has to mark it again for the bound.
+            cohort.all_dirty = false;
+        }
+        if over { Visit::OverBound } else { Visit::Waiting }
+    }
+
+    /// The socket took bytes again: the next visit writes.
+    pub fn on_writable(&mut self, id: SessionId) -> bool {
+        let Some(seat) = self.seat_mut(id) else { return false };
+        let lagging = seat.is(LAGGING);
+        seat.flags &= !LAGGING;
+        lagging
+    }
+
+    // --- sessions
+
+    /// Takes a seat for a session that isn't attached to its socket yet: what its channels
+    /// publish is collected, not written.
+    pub fn add_session(&mut self, format: Format) -> SessionId {
+        let cohort = self.cohorts.empty_set(format);
+        let idx = self.free.pop().unwrap_or_else(|| {
+            self.seats.push(Seat::empty(0));
+            self.seats.len() as u32 - 1
+        });
+        self.dirty.grow(self.seats.len());
+        let generation = self.seats[idx as usize].generation.wrapping_add(1);
+        self.seats[idx as usize] = Seat { flags: TAKEN | HELD, ..Seat::empty(generation) };
+        self.n_sessions += 1;
+        self.join(idx, cohort);
+        SessionId { idx, generation }
+    }
+
+    /// Gives the session its socket. What was collected is written from now on.
+    pub fn attach(&mut self, id: SessionId, fd: i32) {
+        if let Some(seat) = self.seat_mut(id) {
+            seat.fd = fd;
+            seat.flags &= !HELD;
+            self.dirty.insert(id.idx);
+        }
+    }
+
+    /// Ends a session: leaves its channels, frees the seat. Call before the socket is dropped.
+    pub fn remove_session(&mut self, id: SessionId) {
+        if self.seat_mut(id).is_none() {
+            return;
+        }
+        self.leave(id.idx);
+        self.dirty.remove(id.idx);
+        self.seats[id.idx as usize] = Seat::empty(id.generation);
+        self.free.push(id.idx);
+        self.n_sessions -= 1;
+    }
+
+    pub fn n_sessions(&self) -> usize {
+        self.n_sessions
+    }
+
+    /// The id of the session at an index, if one is there.
+    pub fn id_at(&self, idx: u32) -> Option<SessionId> {
+        let seat = self.seats.get(idx as usize).filter(|seat| seat.is(TAKEN))?;
+        Some(SessionId { idx, generation: seat.generation })
+    }
+
+    pub fn is_closing(&self, id: SessionId) -> bool {
+        self.seat(id).is_none_or(|seat| seat.is(CLOSING))
+    }
+
+    pub fn is_lagging(&self, id: SessionId) -> bool {
+        self.seat(id).is_some_and(|seat| seat.is(LAGGING))
+    }
+
+    /// Bytes that are queued for a session.
+    pub fn queued_bytes(&self, id: SessionId) -> usize {
+        if self.seat(id).is_some() { self.queued_at(id.idx) } else { 0 }
+    }
+
+    /// Whether the own outbox (replies, pings) still holds bytes.
+    pub fn own_is_empty(&self, id: SessionId) -> bool {
+        self.seat(id).is_none_or(|seat| seat.own.is_none())
+    }
+
+    /// Queues frames for this session alone. False: the session is gone or closing, or was
+    /// over its bound before this.
+    pub fn push_own(&mut self, id: SessionId, frames: &[u8]) -> bool {
+        let Some(seat) = self.seat(id).filter(|seat| !seat.is(CLOSING)) else { return false };
+        if seat.is(LAGGING | HELD) && self.queued_at(id.idx) > self.outbox_bytes_max {
+            return false;
+        }
+        self.keep_partial(id.idx);
+        let seat = &mut self.seats[id.idx as usize];
+        own(seat).outbox.push_copy(frames);
+        self.dirty.insert(id.idx);
+        true
+    }
+
+    /// Queues the close frame behind, or instead of, what is queued, and leaves all channels.
+    pub fn close(&mut self, id: SessionId, close_frame: &[u8], queued: Queued) {
+        if self.is_closing(id) {
+            return;
+        }
+        if queued == Queued::Drop {
+            self.drop_queued(id.idx);
+        }
+        let format = self.cohort_of(id.idx).format;
+        let empty = self.cohorts.empty_set(format);
+        self.move_to(id.idx, empty);
+        let seat = &mut self.seats[id.idx as usize];
+        own(seat).outbox.push_copy(close_frame);
+        seat.flags |= CLOSING;
+        self.dirty.insert(id.idx);
+    }
+
+    // --- channels
+
+    /// Opens a channel: from now on sessions can subscribe to its slot.
+    pub fn open_channel(&mut self, id: ChannelId, channel: Arc<Channel>) {
+        self.cohorts.open_channel(id, channel);
+    }
+
+    /// Channels whose last subscriber left since the last call; each is closed with it.
+    pub fn take_emptied(&mut self) -> Vec<(ChannelId, Arc<Channel>)> {
+        std::mem::take(&mut self.cohorts.emptied)
+    }
+
+    pub fn has_emptied(&self) -> bool {
+        !self.cohorts.emptied.is_empty()
+    }
+
+    /// Closes an open channel that never got a subscriber.
+    pub fn close_if_unused(&mut self, slot: u32) {
+        self.cohorts.close_if_unused(slot);
+    }
+
+    /// Subscribes. False: it was subscribed already.
+    pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
+        if self.seat(id).is_none_or(|seat| seat.is(CLOSING)) || self.is_subscribed(id, slot) {
+            return false;
+        }
+        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
+        self.move_to(id.idx, cohort);
+        true
+    }
+
+    /// Unsubscribes. What was published before stays queued. False: it wasn't subscribed.
+    pub fn unsubscribe(&mut self, id: SessionId, slot: u32) -> bool {
+        if self.seat(id).is_none() || !self.is_subscribed(id, slot) {
+            return false;
+        }
+        let cohort = self.cohorts.without(self.seats[id.idx as usize].cohort, slot);
+        self.move_to(id.idx, cohort);
+        true
+    }
+
+    pub fn is_subscribed(&self, id: SessionId, slot: u32) -> bool {
+        self.seat(id).is_some() && self.cohort_of(id.idx).has(slot)
+    }
+
+    /// How many channels the session is subscribed to.
+    pub fn n_channels_of(&self, id: SessionId) -> usize {
+        if self.seat(id).is_some() { self.cohort_of(id.idx).channels.len() } else { 0 }
+    }
+
+    /// Subscribers of a channel on this shard.
+    pub fn n_subscribers(&self, slot: u32) -> usize {
+        self.cohorts.n_subscribers(slot)
+    }
+
+    pub fn n_channels(&self) -> usize {
+        self.cohorts.n_open
+    }
+
+    pub fn n_subscriptions(&self) -> usize {
+        self.n_subscriptions
+    }
+
+    pub fn n_cohorts(&self) -> usize {
+        self.cohorts.cohorts.len()
+    }
+
+    /// Bytes kept in all logs and own outboxes. Walks every cohort and session: for reports.
+    pub fn outbox_bytes(&self) -> usize {
+        let logs: usize = self.cohorts.cohorts.iter().map(|(_, cohort)| cohort.log.bytes()).sum();
+        let own: usize = self
+            .seats
+            .iter()
+            .filter_map(|seat| seat.own.as_ref())
+            .map(|own| own.outbox.bytes())
+            .sum();
+        logs + own
+    }
+
+    // --- inside
+
+    fn seat(&self, id: SessionId) -> Option<&Seat> {
+        self.seats
+            .get(id.idx as usize)
+            .filter(|seat| seat.is(TAKEN) && seat.generation == id.generation)
+    }
+
+    fn seat_mut(&mut self, id: SessionId) -> Option<&mut Seat> {
+        self.seats
+            .get_mut(id.idx as usize)
+            .filter(|seat| seat.is(TAKEN) && seat.generation == id.generation)
+    }
+
+    fn cohort_of(&self, idx: u32) -> &Cohort {
+        &self.cohorts.cohorts[self.seats[idx as usize].cohort as usize]
+    }
+
+    fn queued_at(&self, idx: u32) -> usize {
+        let seat = &self.seats[idx as usize];
+        let own = seat.own.as_ref().map_or(0, |own| own.outbox.end() - own.position);
+        (own + self.cohort_of(idx).log.end() - seat.position) as usize
+    }
+
+    /// Takes the rest of a log frame that was written in part to the own outbox.
+    fn keep_partial(&mut self, idx: u32) {
+        let seat = &mut self.seats[idx as usize];
+        if seat.own.is_some() || !seat.is(LAGGING) {
+            return;
+        }
+        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
+        let boundary = cohort.log.boundary_from(seat.position);
+        if boundary == seat.position {
+            return;
+        }
+        let was_behind = seat.position < cohort.log.end();
+        let position = seat.position;
+        own(seat).outbox.append(&cohort.log, position, boundary);
+        seat.position = boundary;
+        if was_behind && boundary == cohort.log.end() {
+            cohort.on_caught_up();
+        }
+    }
+
+    /// Moves a session to another cohort; what is pending in the old log goes along.
+    fn move_to(&mut self, idx: u32, cohort: u32) {
+        let seat = &mut self.seats[idx as usize];
+        if seat.cohort == cohort {
+            return;
+        }
+        let log = &self.cohorts.cohorts[seat.cohort as usize].log;
+        if seat.position < log.end() {
+            let position = seat.position;
+            own(seat).outbox.append(log, position, log.end());
+            self.dirty.insert(idx);
+        }
+        let old = (seat.cohort, seat.member_at, seat.position);
+        self.join(idx, cohort);
+        self.part(old.0, old.1, old.2);
+    }
+
+    fn join(&mut self, idx: u32, cohort: u32) {
+        let seat = &mut self.seats[idx as usize];
+        let members = &mut self.cohorts.cohorts[cohort as usize];
+        seat.cohort = cohort;
+        seat.member_at = members.members.len() as u32;
+        seat.position = members.log.end();
+        members.members.push(idx);
+        members.all_dirty = false;
+        self.n_subscriptions += members.channels.len();
+    }
+
+    fn leave(&mut self, idx: u32) {
+        let seat = &self.seats[idx as usize];
+        self.part(seat.cohort, seat.member_at, seat.position);
+    }
+
+    /// Takes a member out of a cohort; the last one takes the cohort with it.
+    fn part(&mut self, cohort_idx: u32, member_at: u32, position: u64) {
+        let cohort = &mut self.cohorts.cohorts[cohort_idx as usize];
+        self.n_subscriptions -= cohort.channels.len();
+        cohort.members.swap_remove(member_at as usize);
+        if let Some(moved) = cohort.members.get(member_at as usize) {
+            self.seats[*moved as usize].member_at = member_at;
+        }
+        if position < cohort.log.end() {
+            cohort.on_caught_up();
+        }
+        if cohort.members.is_empty() {
+            self.cohorts.remove(cohort_idx);
+        }
+    }
+
+    /// Drops what is queued, but for the rest of a frame that was written in part.
+    fn drop_queued(&mut self, idx: u32) {
+        self.keep_partial(idx);
+        let seat = &mut self.seats[idx as usize];
+        if let Some(own) = seat.own.as_mut() {
+            let boundary = own.outbox.boundary_from(own.position);
+            self.totals.dropped_frames += own.outbox.cut(boundary) as u64;
+            if own.position == own.outbox.end() {
+                seat.own = None;
+            }
+        }
+        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
+        if seat.position < cohort.log.end() {
+            self.totals.dropped_frames += cohort.log.frames_from(seat.position) as u64;
+            seat.position = cohort.log.end();
+            cohort.on_caught_up();
+        }
+    }
+}
+
+fn own(seat: &mut Seat) -> &mut Own {
+    seat.own.get_or_insert_with(|| Box::new(Own { outbox: Outbox::default(), position: 0 }))
+}

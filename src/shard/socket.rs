@@ -1,0 +1,131 @@
+//! Sockets of upgraded connections: the raw write of the flush, and the task that reads.
+//!
+//! The task owns the `TcpStream`; the hub knows only its descriptor, and the task's guard takes
+//! the session out of the hub before the stream is dropped.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::Shard;
+use super::hub::{Sent, SessionId};
+use super::reader::Reader;
+
+/// The shard's read buffer, shared by all its sessions.
+const READ_BYTES: usize = 64 * 1024;
+/// Reads of one session before the others get their turn.
+const READS_PER_TURN_MAX: usize = 8;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// Writes what the socket takes.
+pub fn send(fd: i32, parts: &[&[u8]]) -> Sent {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the pointers and lengths are those of live slices; the descriptor is that of a
+    // session in the hub, which its task removes before it closes the socket.
+    let n = unsafe {
+        if let [bytes] = parts {
+            libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags)
+        } else {
+            let mut iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2];
+            for (slot, bytes) in iov.iter_mut().zip(parts) {
+                *slot = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            }
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = iov.as_mut_ptr();
+            message.msg_iovlen = parts.len().min(iov.len());
+            libc::sendmsg(fd, &message, flags)
+        }
+    };
+    if n >= 0 {
+        return Sent::Bytes(n as usize);
+    }
+    match io::Error::last_os_error().kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Sent::Full,
+        _ => Sent::Gone,
+    }
+}
+
+/// Sends a FIN: nothing follows the close frame.
+pub fn shut_down_write(fd: i32) {
+    // SAFETY: a plain system call on a session's descriptor.
+    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+}
+
+struct Task {
+    shard: Rc<Shard>,
+    id: SessionId,
+    stream: TcpStream,
+    reader: Reader,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.shard.remove(self.id);
+    }
+}
+
+/// Serves an upgraded connection until it ends. `leftover` came behind the handshake.
+pub async fn serve(shard: Rc<Shard>, id: SessionId, stream: TcpStream, mut leftover: Vec<u8>) {
+    shard.attach(id, stream.as_raw_fd());
+    let mut task = Task { shard, id, stream, reader: Reader::default() };
+    if !leftover.is_empty() {
+        task.shard.on_bytes(id, &mut task.reader, &mut leftover);
+    }
+    drop(leftover);
+    std::future::poll_fn(|cx| task.poll(cx)).await;
+}
+
+impl Task {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.shard.set_waker(self.id, cx);
+        if self.shard.is_dead(self.id) || self.poll_read(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        self.poll_write(cx);
+        if self.shard.is_dead(self.id) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..READS_PER_TURN_MAX {
+            match self.stream.poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(())) => {}
+            }
+            let read = READ_BUFFER.with_borrow_mut(|buffer| {
+                let n = self.stream.try_read(buffer)?;
+                self.shard.on_bytes(self.id, &mut self.reader, &mut buffer[..n]);
+                Ok::<usize, io::Error>(n)
+            });
+            match read {
+                Ok(0) => return Poll::Ready(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// While the socket is full: wait until it is writable, then write on.
+    fn poll_write(&mut self, cx: &mut Context<'_>) {
+        while self.shard.is_lagging(self.id) {
+            if self.stream.poll_write_ready(cx).is_pending() {
+                return;
+            }
+            let _ = self.stream.try_io(Interest::WRITABLE, || {
+                self.shard.write_on(self.id);
+                if self.shard.is_lagging(self.id) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+        }
+    }
+}

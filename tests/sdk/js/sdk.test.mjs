@@ -1,0 +1,181 @@
+// centrifuge-js, unchanged, against a real hubbub and a real Redis.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Centrifuge } from 'centrifuge';
+import WebSocket from 'ws';
+import { eventually, Hub, Redis, within } from './stage.mjs';
+
+/** A client that collects what arrives; it comes back fast, as a test cannot wait. */
+class Client {
+  constructor(hub) {
+    this.centrifuge = new Centrifuge(hub.socketUrl, {
+      websocket: WebSocket, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 5000,
+    });
+    this.received = [];
+    this.n_connects = 0;
+    this.centrifuge.on('connected', () => { this.n_connects += 1; });
+    this.centrifuge.connect();
+  }
+
+  /** A subscription, once hubbub has confirmed it. */
+  async subscribe(channel) {
+    const subscription = this.centrifuge.newSubscription(channel, { minResubscribeDelay: 20, maxResubscribeDelay: 200 });
+    subscription.on('publication', ({ data }) => this.received.push({ channel, data }));
+    subscription.subscribe();
+    await within(`subscribed to ${channel}`, subscription.ready());
+    return subscription;
+  }
+
+  of(channel) {
+    return this.received.filter((publication) => publication.channel === channel).map(({ data }) => data);
+  }
+
+  async gets(channel, expected, limit) {
+    const text = JSON.stringify(expected);
+    await eventually(`${text} on ${channel}`, () => JSON.stringify(this.of(channel)) === text, limit)
+      .catch((error) => assert.deepEqual(this.of(channel), expected, error.message));
+  }
+
+  stop() {
+    this.centrifuge.disconnect();
+  }
+}
+
+/** A test with a stage: what it opens is closed in reverse, whatever happens. */
+function staged(name, play) {
+  test(name, { timeout: 60_000 }, async () => {
+    const opened = [];
+    const open = async (thing) => {
+      opened.unshift(await thing);
+      return opened[0];
+    };
+    try {
+      await play(open);
+    } finally {
+      for (const thing of opened) await thing.stop();
+    }
+  });
+}
+
+staged('a redis-cli PUBLISH arrives', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const client = await open(new Client(hub));
+  await client.subscribe('prices');
+  assert.equal(await redis.publish('prices', { EURUSD: 1.0542 }), 1);
+  await client.gets('prices', [{ EURUSD: 1.0542 }]);
+});
+
+staged('a publication comes back to its publisher and reaches others', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const [one, other] = [await open(new Client(hub)), await open(new Client(hub))];
+  const subscription = await one.subscribe('talk');
+  await other.subscribe('talk');
+  await subscription.publish({ says: 'hello, "world" \u2713' });
+  await subscription.publish([1, null, 'two']);
+  for (const client of [one, other]) {
+    await client.gets('talk', [{ says: 'hello, "world" \u2713' }, [1, null, 'two']]);
+  }
+});
+
+staged('fifty subscriptions at once', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const client = await open(new Client(hub));
+  const channels = Array.from({ length: 50 }, (_, i) => `many:${i}`);
+  await Promise.all(channels.map((channel) => client.subscribe(channel)));
+  for (const channel of channels) assert.equal(await redis.publish(channel, { channel }), 1);
+  for (const channel of channels) await client.gets(channel, [{ channel }]);
+});
+
+staged('survives the death and return of Redis', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const client = await open(new Client(hub));
+  await client.subscribe('steady');
+  await redis.publish('steady', 'before');
+  await client.gets('steady', ['before']);
+  await redis.stop('SIGKILL');
+  const returned = await open(Redis.start(redis.port));
+  const began = performance.now();
+  await eventually('hubbub is back on Redis', async () => await returned.subscribers('steady') === 1, 5000);
+  await returned.publish('steady', 'after');
+  await client.gets('steady', ['before', 'after'], 5000 - (performance.now() - began));
+});
+
+staged('survives a restart of hubbub', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const client = await open(new Client(hub));
+  await client.subscribe('steady');
+  await redis.publish('steady', 'before');
+  await client.gets('steady', ['before']);
+  assert.deepEqual(await hub.stop(), { code: 0, signal: null });
+  await open(Hub.on(redis, hub.port));
+  await eventually('connected again', () => client.n_connects >= 2);
+  await eventually('subscribed again', async () => await redis.subscribers('steady') === 1);
+  await redis.publish('steady', 'after');
+  await client.gets('steady', ['before', 'after']);
+});
+
+staged('nothing arrives after an unsubscribe', async (open) => {
+  const redis = await open(Redis.start());
+  const hub = await open(Hub.on(redis));
+  const client = await open(new Client(hub));
+  const subscription = await client.subscribe('left');
+  await client.subscribe('stayed');
+  await hub.publish('left', 1);
+  await client.gets('left', [1]);
+  subscription.unsubscribe();
+  await eventually('Redis has no subscriber left', async () => await redis.subscribers('left') === 0);
+  await redis.publish('left', 2);
+  // What is published later on a channel that stayed proves that the other had its turn.
+  await redis.publish('stayed', 3);
+  await client.gets('stayed', [3]);
+  assert.deepEqual(client.of('left'), [1]);
+  subscription.subscribe();
+  await within('subscribed again', subscription.ready());
+  await redis.publish('left', 4);
+  await client.gets('left', [1, 4]);
+});
+
+staged('the embedded broker delivers what the API publishes', async (open) => {
+  const hub = await open(Hub.start());
+  const [one, other] = [await open(new Client(hub)), await open(new Client(hub))];
+  await one.subscribe('prices');
+  await other.subscribe('prices');
+  await hub.publish('prices', { BTC: 97000 });
+  for (const client of [one, other]) await client.gets('prices', [{ BTC: 97000 }]);
+});
+
+staged('what is off answers 108', async (open) => {
+  const hub = await open(Hub.start());
+  const client = await open(new Client(hub));
+  const subscription = await client.subscribe('prices');
+  await assert.rejects(subscription.presence(), { code: 108 });
+  await assert.rejects(subscription.presenceStats(), { code: 108 });
+  await assert.rejects(client.centrifuge.rpc('method', {}), { code: 108 });
+  await hub.publish('prices', 'still here');
+  await client.gets('prices', ['still here']);
+});
+
+staged('refusals carry their code', async (open) => {
+  const refused = (client, channel) => {
+    const subscription = client.centrifuge.newSubscription(channel);
+    const event = new Promise((resolve) => subscription.once('unsubscribed', resolve));
+    subscription.subscribe();
+    return within(`${channel} is refused`, event).then(({ code }) => code);
+  };
+  const dev = await open(new Client(await open(Hub.start())));
+  assert.equal(await refused(dev, 'x'.repeat(256)), 107);
+  assert.equal(await refused(dev, 'ws:control'), 107);
+
+  const anonymous = await open(Hub.start({ knobs: { HUB_DEV: 'false', HUB_ALLOW_ANONYMOUS: 'true' } }));
+  assert.equal(await refused(await open(new Client(anonymous)), 'prices'), 103);
+
+  const closed = await open(Hub.start({ knobs: { HUB_DEV: 'false' } }));
+  const stranger = await open(new Client(closed));
+  const end = new Promise((resolve) => stranger.centrifuge.once('disconnected', resolve));
+  assert.equal((await within('a stranger is turned away', end)).code, 3501);
+});
