@@ -1,5 +1,296 @@
-//! Pages and data that a node serves over HTTP.
+//! HTTP on a shard: upgrades, the server API, pages and data.
+//!
+//! hyper reads one request at a time; an upgraded connection leaves hyper as a plain socket and
+//! goes on in a small task, so that it keeps neither hyper's buffers nor its state.
 
+mod api;
 mod demo_symbols;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use fastwebsockets::upgrade;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HOST, LOCATION, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
 pub use demo_symbols::SECTORS;
+
+use crate::channel;
+use crate::publication::Format;
+use crate::shard::hub::SessionId;
+use crate::shard::{Accepted, Role, Shard};
+
+type Reply = Response<Full<Bytes>>;
+
+/// What one connection is served with.
+struct Connection {
+    shard: Rc<Shard>,
+    uuid: Uuid,
+    role: Role,
+    upgraded: RefCell<Option<SessionId>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(id) = self.upgraded.take() {
+            self.shard.remove(id);
+        }
+    }
+}
+
+/// Serves one accepted socket.
+pub async fn serve(shard: Rc<Shard>, accepted: Accepted) {
+    let Ok(stream) =
+        accepted.stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(accepted.stream))
+    else {
+        return;
+    };
+    let connection = Rc::new(Connection {
+        shard: shard.clone(),
+        uuid: accepted.connection,
+        role: accepted.role,
+        upgraded: RefCell::new(None),
+    });
+    let service = service_fn(|request| {
+        let connection = connection.clone();
+        async move { Ok::<_, std::convert::Infallible>(route(&connection, request).await) }
+    });
+    let http = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shard.node.config.handshake_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    let Ok(parts) = Box::pin(http.without_shutdown()).await else { return };
+    if let Some(id) = connection.upgraded.take() {
+        shard.start(id, parts.io.into_inner(), parts.read_buf.to_vec());
+    }
+}
+
+async fn route(connection: &Connection, mut request: Request<Incoming>) -> Reply {
+    let node = &connection.shard.node;
+    let (clients, internal) = (connection.role != Role::Internal, connection.role != Role::Public);
+    if node.config.dev && !is_local(&request) {
+        return text(StatusCode::FORBIDDEN, "only from this machine under HUB_DEV\n");
+    }
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/health" if node.live() => json(StatusCode::OK, "{}"),
+        "/health" => json(StatusCode::SERVICE_UNAVAILABLE, "{}"),
+        "/ready" => match node.ready() {
+            Ok(()) => json(StatusCode::OK, "{}"),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
+        },
+        "/connection/websocket" if clients => upgrade_json(connection, &mut request),
+        "/ws" if clients => upgrade_raw(connection, &mut request).await,
+        "/metrics" if internal => text(StatusCode::OK, &node.metrics.page()),
+        "/demo" if node.config.dev => demo(connection),
+        "/" if node.config.dev => {
+            let mut reply = text(StatusCode::FOUND, "");
+            reply
+                .headers_mut()
+                .insert(LOCATION, "/demo".parse().expect("invariant: a path is a header value"));
+            reply
+        }
+        path => match path.strip_prefix("/api/") {
+            Some(method) if internal => api_call(connection, method, request).await,
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        },
+    }
+}
+
+async fn api_call(connection: &Connection, method: &str, request: Request<Incoming>) -> Reply {
+    let shard = &connection.shard;
+    if !api::is_method(method) {
+        return text(StatusCode::NOT_FOUND, "");
+    }
+    if request.method() != Method::POST {
+        return empty(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    if !api::is_allowed(&shard.node.config, &request) {
+        return empty(StatusCode::UNAUTHORIZED);
+    }
+    let body =
+        Limited::new(request.into_body(), shard.node.config.api_body_bytes_max).collect().await;
+    match body {
+        Ok(body) => api::call(shard, method, &body.to_bytes()).await,
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            empty(StatusCode::PAYLOAD_TOO_LARGE)
+        }
+        Err(_) => empty(StatusCode::BAD_REQUEST),
+    }
+}
+
+fn upgrade_json(connection: &Connection, request: &mut Request<Incoming>) -> Reply {
+    if let Some(refusal) = refuse_upgrade(connection, request) {
+        return refusal;
+    }
+    let offers = request
+        .headers()
+        .get(SEC_WEBSOCKET_PROTOCOL)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let speaks_json = offers.split(',').any(|offer| offer.trim() == "centrifuge-json");
+    let Ok((mut reply, _)) = upgrade::upgrade(request) else {
+        return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
+    };
+    reply.headers_mut().remove(SEC_WEBSOCKET_PROTOCOL);
+    if speaks_json {
+        let name = "centrifuge-json".parse().expect("invariant: a token is a header value");
+        reply.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
+    }
+    let id = connection.shard.add(connection.uuid, Format::Json);
+    connection.upgraded.replace(Some(id));
+    reply.map(|_| Full::default())
+}
+
+async fn upgrade_raw(connection: &Connection, request: &mut Request<Incoming>) -> Reply {
+    let config = &connection.shard.node.config;
+    let mut channels: Vec<String> = query(request, "channel");
+    channels.sort();
+    channels.dedup();
+    let good =
+        channels.iter().all(|name| channel::check_name(name, config.channel_bytes_max).is_ok());
+    if channels.is_empty() || channels.len() > config.channels_max || !good {
+        return text(
+            StatusCode::BAD_REQUEST,
+            "name 1 or more valid channels: /ws?channel=a&channel=b\n",
+        );
+    }
+    if let Some(refusal) = refuse_upgrade(connection, request) {
+        return refusal;
+    }
+    if !config.dev {
+        return text(StatusCode::FORBIDDEN, "no permission to subscribe\n");
+    }
+    let Ok((reply, _)) = upgrade::upgrade(request) else {
+        return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
+    };
+    let id = connection.shard.add(connection.uuid, Format::Raw);
+    connection.upgraded.replace(Some(id));
+    match connection.shard.join(id, &channels).await {
+        Ok(Ok(())) => reply.map(|_| Full::default()),
+        _ => {
+            connection.upgraded.take();
+            connection.shard.remove(id);
+            unavailable()
+        }
+    }
+}
+
+fn refuse_upgrade(connection: &Connection, request: &Request<Incoming>) -> Option<Reply> {
+    if !upgrade::is_upgrade_request(request) {
+        return Some(text(StatusCode::BAD_REQUEST, "a WebSocket upgrade is expected here\n"));
+    }
+    if !connection.shard.node.config.dev && !is_same_origin(request) {
+        return Some(text(StatusCode::FORBIDDEN, "origin not allowed\n"));
+    }
+    connection.shard.node.is_draining().then(unavailable)
+}
+
+fn unavailable() -> Reply {
+    let mut reply = empty(StatusCode::SERVICE_UNAVAILABLE);
+    reply
+        .headers_mut()
+        .insert(RETRY_AFTER, "1".parse().expect("invariant: a digit is a header value"));
+    reply
+}
+
+fn header(request: &Request<Incoming>, name: hyper::header::HeaderName) -> Option<&str> {
+    request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+fn is_same_origin(request: &Request<Incoming>) -> bool {
+    let Some(origin) = header(request, ORIGIN) else { return true };
+    origin.split_once("://").is_some_and(|(_, host)| {
+        header(request, HOST).is_some_and(|own| own.eq_ignore_ascii_case(host))
+    })
+}
+
+/// Under `HUB_DEV` no web page of elsewhere may reach the node.
+fn is_local(request: &Request<Incoming>) -> bool {
+    let is_loopback = |host: &str| {
+        let name = if host.starts_with('[') {
+            host.split_inclusive(']').next().unwrap_or(host)
+        } else {
+            host.split(':').next().unwrap_or(host)
+        };
+        name == "localhost"
+            || name == "[::1]"
+            || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+    };
+    let origin = header(request, ORIGIN);
+    let origin_is = origin.is_none_or(|origin| {
+        origin == "null" || origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
+    });
+    origin_is && header(request, HOST).is_none_or(is_loopback)
+}
+
+fn query(request: &Request<Incoming>, key: &str) -> Vec<String> {
+    let pairs = request
+        .uri()
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(name, _)| *name == key).map(|(_, value)| unescape(value)).collect()
+}
+
+fn unescape(value: &str) -> String {
+    let bytes = value.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |at: usize| bytes.get(at).and_then(|byte| (*byte as char).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 2;
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn demo(connection: &Connection) -> Reply {
+    let config = &connection.shard.node.config;
+    let facts = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "broker": if config.redis_url.is_some() { "redis" } else { "memory" },
+        "prefix": config.redis_prefix,
+        "shards": config.shards,
+    });
+    let facts = facts.to_string().replace('<', "\\u003c");
+    let page = include_str!("demo.html").replacen("/*HUBBUB*/null", &facts, 1);
+    typed(StatusCode::OK, "text/html; charset=utf-8", page)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    let content_type = hyper::header::HeaderValue::from_static(content_type);
+    reply.headers_mut().insert(CONTENT_TYPE, content_type);
+    reply
+}
+
+fn text(status: StatusCode, body: &str) -> Reply {
+    typed(status, "text/plain; charset=utf-8", body.to_owned())
+}
+
+fn json(status: StatusCode, body: &str) -> Reply {
+    typed(status, "application/json", body.to_owned())
+}
+
+fn empty(status: StatusCode) -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = status;
+    reply
+}

@@ -289,6 +289,11 @@ impl Hub {
         if over { Visit::OverBound } else { Visit::Waiting }
     }
 
+    /// The socket of a session.
+    pub fn fd(&self, id: SessionId) -> Option<i32> {
+        self.seat(id).map(|seat| seat.fd)
+    }
+
     /// The socket took bytes again: the next visit writes.
     pub fn on_writable(&mut self, id: SessionId) -> bool {
         let Some(seat) = self.seat_mut(id) else { return false };

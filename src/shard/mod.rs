@@ -1,14 +1,234 @@
-//! A shard: one thread, its sessions and their subscriptions.
+//! A shard: one thread, its sessions, their subscriptions and their sockets.
 //!
-//! The sans-I/O half is whole: hub, cohorts, outbox, dirty set, frame reader. The thread's loop and
-//! the sockets (`run.rs`, `state.rs`, `socket.rs`, `pause.rs` in this folder) are drafts that
-//! wait for the session's commands and are not yet part of the build.
+//! One loop drains the mailbox in bounded batches and walks the dirty sessions in accept order,
+//! [`SLICE`] a turn of the reactor; what arrives meanwhile joins the sessions not yet reached.
+//! After a full turn of the ring it pauses in proportion to what the turn cost, so that groups
+//! grow under load; an idle shard writes at once.
+//! **Invariant:** nothing of a shard is reached from another thread but its mailbox.
 
 mod cohort;
 mod dirty;
 mod event;
 pub mod hub;
 mod outbox;
+mod pause;
 pub mod reader;
+mod session;
+mod socket;
+mod state;
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 pub use event::{Accepted, LinkState, Role, ShardEvent};
+pub use state::{Joined, Shard};
+
+use crate::broker::Door;
+use crate::mailbox::{self, Receiver, Sender, Unbound};
+use crate::node::Node;
+use pause::PauseTimer;
+
+/// Sessions written in one turn of the reactor.
+const SLICE: usize = 64;
+/// Mailbox batches drained before the walk goes on.
+const BATCHES_PER_TURN_MAX: usize = 16;
+/// Publication bytes drained in one turn of the ring: bounds what a healthy session can have
+/// pending before it was visited.
+const ROUND_BYTES_MAX: usize = 1 << 20;
+/// Batches in a shard's mailbox.
+const MAILBOX_BATCHES_MAX: usize = 4096;
+/// A pause is this part of what the turn cost; long turns pause as long as they took.
+const ALPHA_SHORT: f64 = 0.5;
+const ALPHA_LONG: f64 = 1.0;
+const LONG_TURN: Duration = Duration::from_millis(10);
+/// A turn and its pause together take at least this long.
+const FLOOR: Duration = Duration::from_micros(500);
+/// Timers of sessions are looked at this often.
+const SWEEP: Duration = Duration::from_millis(100);
+
+/// Makes a shard's mailbox.
+pub fn shard_mailbox() -> (Sender<ShardEvent>, Unbound<ShardEvent>) {
+    mailbox::mailbox(MAILBOX_BATCHES_MAX)
+}
+
+/// Starts shard `idx` on a thread of its own.
+pub fn spawn(
+    node: Arc<Node>,
+    idx: usize,
+    events: Unbound<ShardEvent>,
+    door: Door,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("shard-{idx}")).spawn(move || {
+        if node.config.pin_shards {
+            pin(idx);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(run(Shard::new(node, idx, door), events)),
+            Err(error) => tracing::error!(%error, shard = idx, "the shard's runtime didn't start"),
+        }
+    })
+}
+
+fn pin(core: usize) {
+    // SAFETY: an all-zero cpu_set_t is a valid empty set, and the call only reads it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0 {
+            tracing::warn!(core, "can't pin the shard");
+        }
+    }
+}
+
+/// Where the rolling walk is.
+struct Walk {
+    cursor: u32,
+    /// Positions left in this turn of the ring.
+    left: u32,
+    cost: Duration,
+    not_before: Instant,
+    round_bytes: usize,
+}
+
+enum Next {
+    Go,
+    PauseUntil(Instant),
+    Sleep,
+}
+
+impl Walk {
+    /// Visits the next slice.
+    fn step(&mut self, shard: &Shard) -> Next {
+        let now = Instant::now();
+        if shard.is_clean() {
+            self.end_round(shard, now);
+            return Next::Sleep;
+        }
+        if now < self.not_before {
+            return Next::PauseUntil(self.not_before);
+        }
+        let n_seats = shard.n_seats();
+        if self.left == 0 {
+            self.left = n_seats;
+        }
+        for _ in 0..SLICE {
+            if self.cursor >= n_seats {
+                self.cursor = 0;
+            }
+            let to = n_seats.min(self.cursor.saturating_add(self.left));
+            let Some(idx) = shard.next_dirty(self.cursor, to) else {
+                self.left = self.left.saturating_sub(to - self.cursor);
+                self.cursor = if to >= n_seats { 0 } else { to };
+                if self.left == 0 {
+                    break;
+                }
+                continue;
+            };
+            self.left -= idx - self.cursor + 1;
+            self.cursor = idx + 1;
+            shard.visit(idx);
+            if self.left == 0 {
+                break;
+            }
+        }
+        self.cost += now.elapsed();
+        if self.left == 0 || shard.is_clean() {
+            self.end_round(shard, Instant::now());
+        }
+        Next::Go
+    }
+
+    fn end_round(&mut self, shard: &Shard, now: Instant) {
+        if self.cost > Duration::ZERO {
+            let alpha = if self.cost >= LONG_TURN { ALPHA_LONG } else { ALPHA_SHORT };
+            let pause = self.cost.mul_f64(alpha).max(FLOOR.saturating_sub(self.cost));
+            self.not_before = now + pause + shard.node.config.write_delay;
+        }
+        self.cost = Duration::ZERO;
+        self.left = 0;
+        self.round_bytes = 0;
+    }
+}
+
+async fn run(shard: Rc<Shard>, events: Unbound<ShardEvent>) {
+    let events = events.bind();
+    let timer = PauseTimer::new();
+    tokio::task::spawn_local(sweep(shard.clone()));
+    let now = Instant::now();
+    let mut walk =
+        Walk { cursor: 0, left: 0, cost: Duration::ZERO, not_before: now, round_bytes: 0 };
+    loop {
+        drain(&shard, &events, &mut walk);
+        if shard.has_stopped() {
+            return;
+        }
+        match walk.step(&shard) {
+            Next::Go => tokio::task::yield_now().await,
+            Next::PauseUntil(until) => pause(&shard, &events, &timer, until).await,
+            Next::Sleep => sleep(&shard, &events).await,
+        }
+    }
+}
+
+fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, walk: &mut Walk) {
+    for _ in 0..BATCHES_PER_TURN_MAX {
+        if walk.round_bytes >= ROUND_BYTES_MAX {
+            break;
+        }
+        let Some(batch) = events.try_recv() else { break };
+        let counts = shard.metrics();
+        counts.mailbox_batches.add(1);
+        counts.mailbox_items.add(batch.len() as u64);
+        for event in batch {
+            walk.round_bytes += shard.on_event(event);
+        }
+    }
+    shard.flush_door();
+}
+
+async fn pause(
+    shard: &Rc<Shard>,
+    events: &Receiver<ShardEvent>,
+    timer: &PauseTimer,
+    until: Instant,
+) {
+    timer.set(until.saturating_duration_since(Instant::now()));
+    poll_fn(|cx| {
+        shard.set_loop_waker(cx);
+        if timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    events.set_awake();
+}
+
+async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
+    poll_fn(|cx| {
+        shard.set_loop_waker(cx);
+        if !shard.is_clean() || events.poll_wait(cx).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    events.set_awake();
+}
+
+async fn sweep(shard: Rc<Shard>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        shard.on_tick();
+    }
+}

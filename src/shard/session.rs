@@ -1,6 +1,6 @@
 //! Sessions: what a client may ask, and the answers.
 //!
-//! Draft, not part of the build yet. Runs on the shard thread inside one borrow of the state.
+//! Runs on the shard thread inside one borrow of the state.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -19,8 +19,8 @@ use crate::config::Config;
 use crate::frame::{self, Opcode};
 use crate::protocol::command::{Command, Kind as Ask, decode, lines};
 use crate::protocol::{
-    ConnectResult, Disconnect, EmptyReply, ReplyError, SubscribeResult, put_client_info, put_connect, put_empty,
-    put_error, put_subscribe,
+    ConnectResult, Disconnect, EmptyReply, ReplyError, SubscribeResult, put_client_info,
+    put_connect, put_empty, put_error, put_subscribe,
 };
 use crate::publication::{Body, Format};
 
@@ -118,7 +118,8 @@ impl State {
                 }
             }
             Input::Pong(_) => {
-                if let Some(session) = self.session(id).filter(|session| session.kind == Kind::Raw) {
+                if let Some(session) = self.session(id).filter(|session| session.kind == Kind::Raw)
+                {
                     session.pong_by_ms = 0;
                 }
             }
@@ -163,7 +164,12 @@ impl State {
         }
     }
 
-    fn on_command(&mut self, id: SessionId, command: Command<'_>, out: &mut Vec<u8>) -> Result<(), Disconnect> {
+    fn on_command(
+        &mut self,
+        id: SessionId,
+        command: Command<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Disconnect> {
         let kind = self.session(id).map_or(Kind::Fresh, |session| session.kind);
         let asked = command.id;
         match (kind, command.kind) {
@@ -202,7 +208,12 @@ impl State {
         }
     }
 
-    fn answer(&mut self, out: &mut Vec<u8>, asked: u32, outcome: Result<bool, ReplyError>) -> Result<(), Disconnect> {
+    fn answer(
+        &mut self,
+        out: &mut Vec<u8>,
+        asked: u32,
+        outcome: Result<bool, ReplyError>,
+    ) -> Result<(), Disconnect> {
         match outcome {
             Ok(true) => line(out, |out| put_subscribe(out, asked, &SubscribeResult::default())),
             Ok(false) => {}
@@ -211,7 +222,12 @@ impl State {
         Ok(())
     }
 
-    fn on_connect(&mut self, id: SessionId, asked: u32, out: &mut Vec<u8>) -> Result<(), Disconnect> {
+    fn on_connect(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Disconnect> {
         let config = &self.node.config;
         if !config.dev && !config.allow_anonymous {
             return Err(Disconnect::BAD_REQUEST);
@@ -295,7 +311,13 @@ impl State {
         }
     }
 
-    fn on_unsubscribe(&mut self, id: SessionId, asked: u32, name: &str, out: &mut Vec<u8>) -> Result<(), Disconnect> {
+    fn on_unsubscribe(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        name: &str,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Disconnect> {
         match self.names.get_mut(name) {
             Some(Local::Pending(waiters)) => {
                 if let Some(waiter) = waiters.iter_mut().find(|waiter| waiter.session == id) {
@@ -317,16 +339,27 @@ impl State {
         Ok(())
     }
 
-    fn on_publish(&mut self, id: SessionId, asked: u32, name: &str, data: &[u8]) -> Result<(), ReplyError> {
-        channel::check_name(name, self.node.config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
+    fn on_publish(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        name: &str,
+        data: &[u8],
+    ) -> Result<(), ReplyError> {
+        channel::check_name(name, self.node.config.channel_bytes_max)
+            .map_err(|_| ReplyError::BAD_REQUEST)?;
         if !self.node.config.dev {
             return Err(ReplyError::PERMISSION_DENIED);
         }
-        let client = self.session(id).map(|session| session.connection.to_string()).unwrap_or_default();
+        let client =
+            self.session(id).map(|session| session.connection.to_string()).unwrap_or_default();
         let mut info = Vec::new();
         put_client_info(&mut info, "", &client, None, None);
         let body = Body { payload: data.to_vec(), info: Some(info.into()), tags: None };
-        self.publish(Publish { channel: name.into(), body }, Request::Session { id, command: asked });
+        self.publish(
+            Publish { channel: name.into(), body },
+            Request::Session { id, command: asked },
+        );
         Ok(())
     }
 
@@ -370,7 +403,9 @@ impl State {
                     self.hub.subscribe(id, slot);
                     line(&mut out, |out| put_subscribe(out, command, &SubscribeResult::default()));
                 }
-                (Asked::Subscribe(command), None) => line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL)),
+                (Asked::Subscribe(command), None) => {
+                    line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL))
+                }
                 (Asked::Unsubscribe(command), slot) => {
                     slot.map(|slot| self.hub.unsubscribe(id, slot));
                     line(&mut out, |out| put_empty(out, command, EmptyReply::Unsubscribe));
@@ -413,7 +448,7 @@ impl State {
         if (join.n_missing == 0 || !ok)
             && let Some(join) = session.raw.take()
         {
-            drop(join.done.send(if ok { Ok(()) } else { Err(ReplyError::INTERNAL) }));
+            let _ = join.done.send(if ok { Ok(()) } else { Err(ReplyError::INTERNAL) });
         }
     }
 }

@@ -36,7 +36,10 @@ pub fn send(fd: i32, parts: &[&[u8]]) -> Sent {
         } else {
             let mut iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2];
             for (slot, bytes) in iov.iter_mut().zip(parts) {
-                *slot = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+                *slot = libc::iovec {
+                    iov_base: bytes.as_ptr().cast_mut().cast(),
+                    iov_len: bytes.len(),
+                };
             }
             let mut message: libc::msghdr = std::mem::zeroed();
             message.msg_iov = iov.as_mut_ptr();
@@ -124,7 +127,11 @@ impl Task {
             }
             let _ = self.stream.try_io(Interest::WRITABLE, || {
                 self.shard.write_on(self.id);
-                if self.shard.is_lagging(self.id) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+                if self.shard.is_lagging(self.id) {
+                    Err(io::ErrorKind::WouldBlock.into())
+                } else {
+                    Ok(())
+                }
             });
         }
     }

@@ -141,7 +141,8 @@ impl Shard {
     /// Sends what is for the broker.
     pub fn flush_door(&self) {
         let mut state = self.state.borrow_mut();
-        if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt) {
+        if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
+        {
             state.commands = batch;
         }
     }
@@ -159,7 +160,8 @@ impl Shard {
                 let mut state = self.state.borrow_mut();
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
-                state.drain = Some(Drain { started_ms, spread_ms, n_at_start, n_closed: 0, cursor: 0 });
+                state.drain =
+                    Some(Drain { started_ms, spread_ms, n_at_start, n_closed: 0, cursor: 0 });
             }
             ShardEvent::Stop => self.stopped.set(true),
             ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
@@ -177,7 +179,6 @@ impl Shard {
             self.http_drain.notify_waiters();
         }
         state.report(self.metrics());
-        self.metrics().mailbox_depth.set(0);
         drop(state);
         self.flush_door();
         self.wake_loop();
@@ -266,7 +267,9 @@ impl Shard {
                 if state.hub.is_closing(id) { Flow::Stop } else { Flow::Continue }
             });
             if let Err(violation) = outcome {
-                state.close_with(id, violation.close_code(), violation.reason(), Queued::Flush);
+                // SDKs expect 1009 without a reason (client protocol, 1.6).
+                let reason = if violation.close_code() == 1009 { "" } else { violation.reason() };
+                state.close_with(id, violation.close_code(), reason, Queued::Flush);
             }
             if !state.hub.is_lagging(id) {
                 state.visit(id.idx);
@@ -379,7 +382,9 @@ impl State {
             Visit::Closed => {
                 // The peer answers with its own close, or just ends; reading goes on until then.
                 session.shut_down = true;
-                self.hub.shut_down_write(id);
+                if let Some(fd) = self.hub.fd(id) {
+                    socket::shut_down_write(fd);
+                }
             }
             Visit::Gone => session.kill(),
         }
@@ -429,7 +434,10 @@ impl State {
             if now_ms >= session.linger_until_ms {
                 session.kill();
             }
-        } else if lagging && session.stalled_ms > 0 && now_ms >= session.stalled_ms + write_timeout_ms {
+        } else if lagging
+            && session.stalled_ms > 0
+            && now_ms >= session.stalled_ms + write_timeout_ms
+        {
             self.close(id, Disconnect::WRITE_ERROR, Queued::Drop);
         } else if session.kind == Kind::Fresh && now_ms >= session.born_ms + stale_timeout_ms {
             self.close(id, Disconnect::STALE, Queued::Flush);

@@ -1,0 +1,50 @@
+//! Accepts sockets and hands each to its shard. Runs on the main thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use crate::mailbox::{Sender, Urgency};
+use crate::node::Node;
+use crate::shard::{Accepted, Role, ShardEvent};
+
+/// After a failed accept (out of descriptors) the listener rests: retrying at once would spin.
+const REST: Duration = Duration::from_millis(100);
+
+/// Accepts for ever.
+pub async fn run(
+    node: Arc<Node>,
+    listener: TcpListener,
+    role: Role,
+    shards: Vec<Sender<ShardEvent>>,
+) {
+    let keys = ahash::RandomState::new();
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                node.metrics.listener.accept_errors.add(1);
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        node.metrics.listener.accepted.add(1);
+        let socket = SockRef::from(&stream);
+        let notsent = u32::try_from(node.config.notsent_bytes).unwrap_or(u32::MAX);
+        if socket.set_tcp_nodelay(true).is_err() || socket.set_tcp_notsent_lowat(notsent).is_err() {
+            continue; // Closed again already.
+        }
+        let n_open: u64 = node.metrics.sum(|shard| &shard.connections);
+        let Ok(stream) = stream.into_std() else { continue };
+        let connection = Uuid::new_v4();
+        let shard = (keys.hash_one(connection) % shards.len() as u64) as usize;
+        let event = ShardEvent::Accepted(Box::new(Accepted { stream, peer, connection, role }));
+        let over = n_open as usize >= node.config.connections_max;
+        if over || shards[shard].try_send(vec![event], Urgency::Prompt).is_err() {
+            node.metrics.listener.refused.add(1);
+        }
+    }
+}
