@@ -274,6 +274,7 @@ impl Core {
             }
             Push::Up => self.set_link(LinkState::Up),
             Push::Down => {
+                redis.on_down();
                 let n_channels = self.interest.on_link_down();
                 self.node.metrics.broker.on_gap(Gap::LinkLost, n_channels as u64);
                 self.set_link(LinkState::Down);

@@ -91,6 +91,13 @@ impl Redis {
         self.inbox.notify.notified().await;
     }
 
+    /// The pub/sub connection ended: its supervisor, if it doesn't know yet, dials again.
+    pub fn on_down(&self) {
+        if self.pubsub.borrow().is_some() {
+            self.pubsub_broken.notify_one();
+        }
+    }
+
     pub fn take_pushes(&self) -> Vec<Push> {
         self.inbox.take()
     }
