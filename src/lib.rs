@@ -1,8 +1,9 @@
 //! hubbub: live data on many screens. See the README for the picture.
 //!
-//! Code map: `frame`, `protocol` (wire formats, sans-I/O), `channel`, `publication` (what is
-//! fanned out), `mailbox` (the only way between threads), `shard` (fan-out to sessions),
-//! `broker` (between Redis and the shards), `config`, `cli`, `metrics`, `node`.
+//! Code map: `server` (start, signals, drain), `listener` (accept, placement), `http` (upgrades,
+//! API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
+//! (the only way between threads), `channel`, `publication` (what is fanned out), `frame`,
+//! `protocol` (wire formats, sans-I/O), `config`, `cli`, `metrics`, `node`.
 
 pub mod broker;
 pub mod channel;

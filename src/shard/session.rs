@@ -45,7 +45,6 @@ pub struct Session {
     pub linger_until_ms: u64,
     pub n_pending: u16,
     pub ping_queued: bool,
-    pub shut_down: bool,
     pub dead: bool,
     raw: Option<Box<RawJoin>>,
 }
@@ -88,7 +87,6 @@ impl Session {
             linger_until_ms: 0,
             n_pending: 0,
             ping_queued: false,
-            shut_down: false,
             dead: false,
             raw: None,
         }
@@ -252,7 +250,7 @@ impl State {
         let config = &self.node.config;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
         let (dev, channels_max) = (config.dev, config.channels_max);
-        self.check_waiting(id, name, asked)?;
+        self.check_waiting(id, name)?;
         let n_pending = self.session(id).map_or(0, |session| usize::from(session.n_pending));
         if self.hub.n_channels_of(id) + n_pending >= channels_max {
             return Err(ReplyError::LIMIT_EXCEEDED);
@@ -263,7 +261,7 @@ impl State {
         self.want(id, name, Asked::Subscribe(asked))
     }
 
-    fn check_waiting(&mut self, id: SessionId, name: &str, _asked: u32) -> Result<(), ReplyError> {
+    fn check_waiting(&self, id: SessionId, name: &str) -> Result<(), ReplyError> {
         let subscribed = match self.names.get(name) {
             Some(Local::Live(slot)) => self.hub.is_subscribed(id, *slot),
             Some(Local::Pending(waiters)) => waiters
@@ -396,24 +394,25 @@ impl State {
         let id = waiter.session;
         let Some(session) = self.session(id) else { return };
         session.n_pending -= 1;
+        // Only the last wish takes effect: carrying out an unsubscribe on the way would close the
+        // channel under the subscribe that follows.
+        let wanted = !matches!(waiter.asked.last(), Some(Asked::Unsubscribe(_)));
+        if let (Some(slot), true) = (slot, wanted) {
+            self.hub.subscribe(id, slot);
+        }
         let mut out = Vec::new();
         for asked in waiter.asked {
-            match (asked, slot) {
-                (Asked::Subscribe(command), Some(slot)) => {
-                    self.hub.subscribe(id, slot);
+            match asked {
+                Asked::Subscribe(command) if slot.is_some() => {
                     line(&mut out, |out| put_subscribe(out, command, &SubscribeResult::default()));
                 }
-                (Asked::Subscribe(command), None) => {
-                    line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL))
+                Asked::Subscribe(command) => {
+                    line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL));
                 }
-                (Asked::Unsubscribe(command), slot) => {
-                    slot.map(|slot| self.hub.unsubscribe(id, slot));
+                Asked::Unsubscribe(command) => {
                     line(&mut out, |out| put_empty(out, command, EmptyReply::Unsubscribe));
                 }
-                (Asked::Join, slot) => {
-                    slot.map(|slot| self.hub.subscribe(id, slot));
-                    self.on_joined(id, slot.is_some());
-                }
+                Asked::Join => self.on_joined(id, slot.is_some()),
             }
         }
         self.reply(id, &out);

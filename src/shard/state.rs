@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 
 use ahash::HashMap;
 use slab::Slab;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::hub::{Hub, Queued, SessionId, Visit};
@@ -72,7 +72,6 @@ pub struct Shard {
     state: RefCell<State>,
     loop_waker: RefCell<Option<Waker>>,
     stopped: Cell<bool>,
-    pub http_drain: Notify,
 }
 
 impl Shard {
@@ -96,7 +95,6 @@ impl Shard {
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
             stopped: Cell::new(false),
-            http_drain: Notify::new(),
         })
     }
 
@@ -138,9 +136,10 @@ impl Shard {
         }
     }
 
-    /// Sends what is for the broker.
+    /// Sends what is for the broker. Ends every event and every read, so it also reports.
     pub fn flush_door(&self) {
         let mut state = self.state.borrow_mut();
+        state.report_gauges(self.metrics());
         if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
         {
             state.commands = batch;
@@ -175,9 +174,6 @@ impl Shard {
         state.now_ms = self.node.now_ms();
         state.sweep();
         state.drain();
-        if state.drain.is_some() {
-            self.http_drain.notify_waiters();
-        }
         state.report(self.metrics());
         drop(state);
         self.flush_door();
@@ -196,6 +192,7 @@ impl Shard {
         }
         let session = Session::new(connection, format, self.node.now_ms(), &self.node.config);
         state.sessions[at] = Some(session);
+        state.report_gauges(self.metrics());
         id
     }
 
@@ -365,12 +362,11 @@ impl State {
         }
         let Some(id) = self.hub.id_at(idx) else { return };
         let now_ms = self.now_ms;
-        let pong_timeout_ms = self.node.config.pong_timeout.as_millis() as u64;
         let own_is_empty = self.hub.own_is_empty(id);
         let Some(session) = self.sessions[idx as usize].as_mut() else { return };
         if session.ping_queued && own_is_empty {
             session.ping_queued = false;
-            session.pong_by_ms = now_ms + pong_timeout_ms;
+            session.pong_by_ms = now_ms + self.node.config.pong_timeout.as_millis() as u64;
         }
         match visit {
             Visit::CaughtUp | Visit::Waiting => session.stalled_ms = 0,
@@ -381,7 +377,6 @@ impl State {
             Visit::OverBound => self.close(id, Disconnect::SLOW, Queued::Drop),
             Visit::Closed => {
                 // The peer answers with its own close, or just ends; reading goes on until then.
-                session.shut_down = true;
                 if let Some(fd) = self.hub.fd(id) {
                     socket::shut_down_write(fd);
                 }
@@ -480,17 +475,21 @@ impl State {
         self.drain = Some(drain);
     }
 
-    fn report(&mut self, metrics: &ShardMetrics) {
+    /// What decisions are taken on (drain, limits) or clients are told (`info`): never stale.
+    fn report_gauges(&self, metrics: &ShardMetrics) {
+        metrics.connections.set(self.hub.n_sessions() as u64);
+        metrics.subscriptions.set(self.hub.n_subscriptions() as u64);
+        metrics.channels.set(self.hub.n_channels() as u64);
+        metrics.cohorts.set(self.hub.n_cohorts() as u64);
+    }
+
+    fn report(&self, metrics: &ShardMetrics) {
         let totals = self.hub.totals;
         metrics.deliveries.set(totals.deliveries);
         metrics.writes.set(totals.writes);
         metrics.sent_bytes.set(totals.sent_bytes);
         metrics.drops_slow_consumer.set(totals.dropped_frames);
         metrics.drops_not_utf8.set(totals.skipped);
-        metrics.connections.set(self.hub.n_sessions() as u64);
-        metrics.subscriptions.set(self.hub.n_subscriptions() as u64);
-        metrics.channels.set(self.hub.n_channels() as u64);
-        metrics.cohorts.set(self.hub.n_cohorts() as u64);
         metrics.outbox_bytes.set(self.hub.outbox_bytes() as u64);
     }
 }
