@@ -58,6 +58,9 @@ fn data_is_anything_but_absent() {
     let body = json!({ "channel": "a", "b64data": "eyJ4IjoxfQ==", "data": "loses" });
     assert!(hub.api("publish", &body).is_result());
     assert_eq!(cf.next_pub(SOON).expect("b64data wins").data, r#"{"x":1}"#);
+    let body = r#"{"Channel":"b","CHANNEL":"a","data":1,"Data":2,"b64data":null}"#;
+    assert!(hub.http("POST", "/api/publish", body).is_result());
+    assert_eq!(cf.next_pub(SOON).expect("the last, in any letter case").data, "2");
 }
 
 #[test]
@@ -77,13 +80,20 @@ fn errors_of_a_command() {
         assert_eq!(error_code(&hub.api("publish", &body)), 107, "{body}");
     }
     assert_eq!(error_code(&hub.api("broadcast", &json!({ "channels": [], "data": 1 }))), 107);
+    assert_eq!(error_code(&hub.api("publish", &json!({ "channel": "a", "b64data": "*" }))), 107);
+    let body = json!({ "channels": ["a"], "b64data": "*" });
+    assert_eq!(error_code(&hub.api("broadcast", &body)), 107, "one for the whole call");
     assert_eq!(error_code(&hub.api("broadcast", &json!({ "data": 1 }))), 107);
 }
+
+const BAD_TAGS: &str = r#"{"channel":"a","data":1,"tags":{"x":1}}"#;
 
 #[test]
 fn errors_of_http() {
     let hub = Hub::builder().env("HUB_API_BODY_BYTES_MAX", "4KiB").start().wait_ready();
-    for body in ["", "{", "[1]", "text", r#"{"channel":7,"data":1}"#, r#"{"channel":"a"} x"#] {
+    for body in
+        ["", "{", "[1]", "text", r#"{"channel":7,"data":1}"#, r#"{"channel":"a"} x"#, BAD_TAGS]
+    {
         let response = hub.http("POST", "/api/publish", body);
         assert_eq!(response.status, 400, "{body:?}: {}", response.text());
         assert!(response.text().starts_with("Bad Request"), "{}", response.text());

@@ -53,8 +53,8 @@ fn publications_of_the_api_and_of_clients_arrive_too() {
 #[test]
 fn several_channels_on_one_socket_and_each_counts_once() {
     let hub = Hub::start();
-    let mut raw = Raw::open(&hub, &["a", "b", "a", "a", "na me&=%:x"]);
-    for (i, channel) in ["a", "b", "na me&=%:x", "a"].into_iter().enumerate() {
+    let mut raw = Raw::open(&hub, &["a", "b", "a", "a", "na+me&=%:x"]);
+    for (i, channel) in ["a", "b", "na+me&=%:x", "a"].into_iter().enumerate() {
         hub.publish(channel, i);
         assert_eq!(raw.next_data(SOON).expect("each channel").text(), i.to_string());
     }

@@ -1,17 +1,25 @@
 //! The server API: publish, broadcast, info, channels. Errors of a command are HTTP 200.
 
+use std::collections::BTreeMap;
+use std::fmt::Formatter;
 use std::rc::Rc;
 
+use ahash::HashMap;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use globset::Glob;
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
 use hyper::{Request, StatusCode};
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json as value};
 use subtle::ConstantTimeEq;
+use tokio::sync::oneshot;
 
 use super::{Reply, json, query, text};
-use crate::broker::Publish;
+use crate::broker::{Position, Publish, PublishError};
 use crate::channel;
 use crate::config::Config;
 use crate::protocol::ReplyError;
@@ -46,65 +54,141 @@ pub fn is_allowed(config: &Config, request: &Request<Incoming>) -> bool {
     in_header || query(request, "api_key").iter().any(|key| matches(key))
 }
 
-#[derive(Deserialize)]
-struct PublishRequest<'a> {
-    #[serde(default)]
-    channel: String,
-    #[serde(default)]
-    channels: Vec<String>,
-    #[serde(borrow, default, deserialize_with = "even_null")]
-    data: Option<&'a RawValue>,
-    tags: Option<Map<String, Value>>,
+/// A request's members: names in lower case, the last of the same name wins, `null` counts as
+/// absent but for `data` (server API, 1 and 8).
+struct Members<'a>(HashMap<String, &'a RawValue>);
+
+/// Why a call as a whole failed: nothing was done.
+enum Refusal {
+    /// The body isn't what the method takes: 400.
+    Malformed,
+    Error(ReplyError),
 }
 
-/// `null` is data; only a missing member is none.
-fn even_null<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-pub async fn call(shard: &Rc<Shard>, method: &str, body: &[u8]) -> Reply {
-    if method == "info" || method == "channels" {
-        if serde_json::from_slice::<Map<String, Value>>(body).is_err() {
-            return text(StatusCode::BAD_REQUEST, "Bad Request\n");
-        }
-        let result = if method == "info" { info(shard) } else { channels(shard).await };
-        return json(StatusCode::OK, &value!({ "result": result }).to_string());
+impl<'a> Members<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, Refusal> {
+        let members: HashMap<String, &RawValue> =
+            serde_json::from_slice::<Pairs<'_>>(body).map_err(|_| Refusal::Malformed)?.0;
+        Ok(Self(members))
     }
-    let Ok(request) = serde_json::from_slice::<PublishRequest<'_>>(body) else {
-        return text(StatusCode::BAD_REQUEST, "Bad Request\n");
-    };
-    let reply = if method == "publish" {
-        publish(shard, &request.channel, &request).await
-    } else if request.channels.is_empty() {
-        error(ReplyError::BAD_REQUEST)
-    } else {
-        let mut responses = Vec::with_capacity(request.channels.len());
-        for channel in &request.channels {
-            responses.push(publish(shard, channel, &request).await);
+
+    fn get<T: Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, Refusal> {
+        match self.0.get(name) {
+            Some(value) => serde_json::from_str(value.get()).map_err(|_| Refusal::Malformed),
+            None => Ok(None),
         }
-        value!({ "result": { "responses": responses } })
-    };
-    json(StatusCode::OK, &reply.to_string())
+    }
 }
 
-async fn publish(shard: &Rc<Shard>, channel: &str, request: &PublishRequest<'_>) -> Value {
+struct Pairs<'a>(HashMap<String, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Pairs<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Pairs<'de>;
+
+            fn expecting(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = HashMap::default();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    pairs.insert(name.to_ascii_lowercase(), value);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// What publish and broadcast share. No body: neither `data` nor `b64data`.
+struct PublishRequest {
+    body: Option<Body>,
+}
+
+impl PublishRequest {
+    fn read(members: &Members<'_>) -> Result<Self, Refusal> {
+        let tags: Option<BTreeMap<String, String>> = members.get("tags")?;
+        let tags = tags
+            .filter(|tags| !tags.is_empty())
+            .map(|tags| value!(tags).to_string().into_bytes().into());
+        // Standard base64, and it wins over `data`.
+        let payload = match members.get::<String>("b64data")? {
+            Some(text) if !text.is_empty() => {
+                let bytes = BASE64_STANDARD.decode(text);
+                Some(bytes.map_err(|_| Refusal::Error(ReplyError::BAD_REQUEST))?)
+            }
+            _ => members.0.get("data").map(|data| data.get().as_bytes().to_vec()),
+        };
+        Ok(Self { body: payload.map(|payload| Body { payload, info: None, tags }) })
+    }
+}
+
+/// Runs one call; a malformed body is 400 and nothing was done.
+pub async fn call(shard: &Rc<Shard>, method: &str, body: &[u8]) -> Reply {
+    match answer(shard, method, body).await {
+        Ok(answer) => json(StatusCode::OK, &answer.to_string()),
+        Err(Refusal::Error(refused)) => json(StatusCode::OK, &error(refused).to_string()),
+        Err(Refusal::Malformed) => text(StatusCode::BAD_REQUEST, "Bad Request\n"),
+    }
+}
+
+async fn answer(shard: &Rc<Shard>, method: &str, body: &[u8]) -> Result<Value, Refusal> {
+    let members = Members::read(body)?;
+    Ok(match method {
+        "info" => value!({ "result": info(shard) }),
+        "channels" => channels(shard, members.get("pattern")?).await,
+        "publish" => {
+            let channel: Option<String> = members.get("channel")?;
+            let request = PublishRequest::read(&members)?;
+            publish(shard, &channel.unwrap_or_default(), &request).await
+        }
+        _ => broadcast(shard, &members).await?,
+    })
+}
+
+async fn broadcast(shard: &Rc<Shard>, members: &Members<'_>) -> Result<Value, Refusal> {
+    let channels: Vec<String> = members.get("channels")?.unwrap_or_default();
+    let request = PublishRequest::read(members)?;
+    if channels.is_empty() {
+        return Ok(error(ReplyError::BAD_REQUEST));
+    }
+    // All are handed over before the first answer is awaited: one round trip, in this order.
+    let begun: Vec<_> = channels.iter().map(|channel| begin(shard, channel, &request)).collect();
+    let mut responses = Vec::with_capacity(begun.len());
+    for published in begun {
+        responses.push(finish(published).await);
+    }
+    Ok(value!({ "result": { "responses": responses } }))
+}
+
+type Begun = Result<oneshot::Receiver<Result<Position, PublishError>>, ReplyError>;
+
+async fn publish(shard: &Rc<Shard>, channel: &str, request: &PublishRequest) -> Value {
+    finish(begin(shard, channel, request)).await
+}
+
+fn begin(shard: &Rc<Shard>, channel: &str, request: &PublishRequest) -> Begun {
     let config = &shard.node.config;
-    let Some(data) = request.data else { return error(ReplyError::BAD_REQUEST) };
-    let tags = request
-        .tags
-        .as_ref()
-        .map(|tags| Value::Object(tags.clone()).to_string().into_bytes().into());
-    let body = Body { payload: data.get().as_bytes().to_vec(), info: None, tags };
+    let body = request.body.clone().ok_or(ReplyError::BAD_REQUEST)?;
     if channel::check_name(channel, config.channel_bytes_max).is_err()
         || body.bytes() > config.publication_bytes_max
     {
-        return error(ReplyError::BAD_REQUEST);
+        return Err(ReplyError::BAD_REQUEST);
     }
-    match shard.publish(Publish { channel: channel.into(), body }).await {
-        Ok(Ok(_)) => value!({ "result": {} }),
-        _ => error(ReplyError::INTERNAL),
+    Ok(shard.publish(Publish { channel: channel.into(), body }))
+}
+
+async fn finish(begun: Begun) -> Value {
+    match begun {
+        Ok(published) => match published.await {
+            Ok(Ok(_)) => value!({ "result": {} }),
+            _ => error(ReplyError::INTERNAL),
+        },
+        Err(refused) => error(refused),
     }
 }
 
@@ -127,12 +211,19 @@ fn info(shard: &Rc<Shard>) -> Value {
     }] })
 }
 
-async fn channels(shard: &Rc<Shard>) -> Value {
+/// All nodes' channels would be asked once there are several; this node's shards are.
+async fn channels(shard: &Rc<Shard>, pattern: Option<String>) -> Value {
+    let pattern = pattern.filter(|pattern| !pattern.is_empty());
+    let matcher = match pattern.map(|pattern| Glob::new(&pattern)).transpose() {
+        Ok(glob) => glob.map(|glob| glob.compile_matcher()),
+        Err(_) => return error(ReplyError::INTERNAL),
+    };
     let survey = shard.survey().await.unwrap_or_default();
     let channels: Map<String, Value> = survey
         .channels
         .into_iter()
+        .filter(|(name, _)| matcher.as_ref().is_none_or(|matcher| matcher.is_match(&**name)))
         .map(|(name, n)| (name.into(), value!({ "num_clients": n })))
         .collect();
-    value!({ "channels": channels })
+    value!({ "result": { "channels": channels } })
 }

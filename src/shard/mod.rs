@@ -7,6 +7,7 @@
 //! **Invariant:** nothing of a shard is reached from another thread but its mailbox.
 
 mod cohort;
+mod commands;
 mod dirty;
 mod event;
 pub mod hub;
@@ -16,6 +17,8 @@ pub mod reader;
 mod session;
 mod socket;
 mod state;
+mod timers;
+mod waiting;
 
 use std::future::poll_fn;
 use std::rc::Rc;

@@ -14,10 +14,12 @@ use uuid::Uuid;
 
 use super::hub::{Hub, Queued, SessionId, Visit};
 use super::reader::{Flow, Input, Limits, Reader};
-use super::session::{Kind, Session, Waiter};
+use super::session::Session;
+use super::timers::Drain;
+use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
-use crate::frame::{self, Opcode};
+use crate::frame;
 use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
@@ -25,7 +27,7 @@ use crate::protocol::{Disconnect, ReplyError};
 use crate::publication::Format;
 
 /// A closing handshake may take this long, milliseconds.
-const LINGER_MS: u64 = 3_000;
+pub(super) const LINGER_MS: u64 = 3_000;
 /// Commands that wait for room in the broker's mailbox; more publishes are refused.
 const WAITING_COMMANDS_MAX: usize = 65_536;
 
@@ -33,7 +35,7 @@ const WAITING_COMMANDS_MAX: usize = 65_536;
 pub type Joined = Result<(), ReplyError>;
 
 pub(super) enum Local {
-    Pending(Vec<Waiter>),
+    Pending(Waiters),
     Live(u32),
 }
 
@@ -53,15 +55,7 @@ pub(super) struct State {
     pub commands: Vec<BrokerCommand>,
     pub link: LinkState,
     pub now_ms: u64,
-    drain: Option<Drain>,
-}
-
-struct Drain {
-    started_ms: u64,
-    spread_ms: u64,
-    n_at_start: usize,
-    n_closed: usize,
-    cursor: usize,
+    pub drain: Option<Drain>,
 }
 
 /// One shard, on its thread.
@@ -159,8 +153,7 @@ impl Shard {
                 let mut state = self.state.borrow_mut();
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
-                state.drain =
-                    Some(Drain { started_ms, spread_ms, n_at_start, n_closed: 0, cursor: 0 });
+                state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
             }
             ShardEvent::Stop => self.stopped.set(true),
             ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
@@ -258,10 +251,10 @@ impl Shard {
             fragments_max: super::reader::FRAGMENTS_MAX,
         };
         let mut state = self.state.borrow_mut();
-        if !state.hub.is_closing(id) {
+        if state.is_open(id) {
             let outcome = reader.feed(bytes, &limits, &mut |input: Input<'_>| {
                 state.on_input(id, input);
-                if state.hub.is_closing(id) { Flow::Stop } else { Flow::Continue }
+                if state.is_open(id) { Flow::Continue } else { Flow::Stop }
             });
             if let Err(violation) = outcome {
                 // SDKs expect 1009 without a reason (client protocol, 1.6).
@@ -306,6 +299,11 @@ impl State {
             return None;
         }
         self.sessions.get_mut(id.idx as usize)?.as_mut()
+    }
+
+    /// Whether a session still listens: no close is queued, or waits for replies.
+    fn is_open(&mut self, id: SessionId) -> bool {
+        !self.hub.is_closing(id) && self.session(id).is_some_and(|session| !session.is_ending())
     }
 
     /// Hands a publish to the broker, or answers at once that it can't.
@@ -402,77 +400,6 @@ impl State {
             session.linger_until_ms = now_ms + LINGER_MS;
         }
         self.node.metrics.shards[self.idx].on_close(code);
-    }
-
-    // --- time
-
-    fn sweep(&mut self) {
-        for idx in 0..self.sessions.len() {
-            if self.sessions[idx].is_some()
-                && let Some(id) = self.hub.id_at(idx as u32)
-            {
-                self.check(id);
-            }
-        }
-    }
-
-    fn check(&mut self, id: SessionId) {
-        let now_ms = self.now_ms;
-        let config = &self.node.config;
-        let write_timeout_ms = config.write_timeout.as_millis() as u64;
-        let pong_timeout_ms = config.pong_timeout.as_millis() as u64;
-        let ping_interval_ms = config.ping_interval.as_millis() as u64;
-        let stale_timeout_ms = config.stale_timeout.as_millis() as u64;
-        let lagging = self.hub.is_lagging(id);
-        let Some(session) = self.session(id) else { return };
-        if session.linger_until_ms > 0 {
-            if now_ms >= session.linger_until_ms {
-                session.kill();
-            }
-        } else if lagging
-            && session.stalled_ms > 0
-            && now_ms >= session.stalled_ms + write_timeout_ms
-        {
-            self.close(id, Disconnect::WRITE_ERROR, Queued::Drop);
-        } else if session.kind == Kind::Fresh && now_ms >= session.born_ms + stale_timeout_ms {
-            self.close(id, Disconnect::STALE, Queued::Flush);
-        } else if session.pong_by_ms > 0 && now_ms >= session.pong_by_ms {
-            if lagging && now_ms < session.stalled_ms + pong_timeout_ms {
-                session.pong_by_ms = session.stalled_ms + pong_timeout_ms;
-            } else {
-                self.close(id, Disconnect::NO_PONG, Queued::Flush);
-            }
-        } else if session.kind != Kind::Fresh && now_ms >= session.ping_at_ms {
-            session.ping_at_ms = now_ms + ping_interval_ms;
-            session.ping_queued = session.pong_by_ms == 0;
-            let (opcode, payload): (_, &[u8]) =
-                if session.kind == Kind::Raw { (Opcode::Ping, b"") } else { (Opcode::Text, b"{}") };
-            let mut out = Vec::with_capacity(4);
-            frame::put_frame(&mut out, opcode, payload);
-            self.hub.push_own(id, &out);
-        }
-    }
-
-    /// Closes as many sessions as the drain time so far asks for.
-    fn drain(&mut self) {
-        let Some(mut drain) = self.drain.take() else { return };
-        let elapsed_ms = self.now_ms - drain.started_ms;
-        let due = if elapsed_ms >= drain.spread_ms {
-            usize::MAX
-        } else {
-            (drain.n_at_start as u64 * elapsed_ms / drain.spread_ms.max(1)) as usize
-        };
-        while drain.n_closed < due && drain.cursor < self.sessions.len() {
-            if let Some(id) = self.hub.id_at(drain.cursor as u32) {
-                self.close(id, Disconnect::SHUTDOWN, Queued::Flush);
-                drain.n_closed += 1;
-            }
-            drain.cursor += 1;
-        }
-        if due == usize::MAX {
-            drain.cursor = 0;
-        }
-        self.drain = Some(drain);
     }
 
     /// What decisions are taken on (drain, limits) or clients are told (`info`): never stale.

@@ -1,0 +1,303 @@
+//! What a session waits for: channels that the broker hasn't confirmed, publishes it hasn't
+//! answered, and the close that comes after them.
+//!
+//! Runs on the shard thread inside one borrow of the state.
+
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use ahash::HashMap;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::LinkState;
+use super::commands::line;
+use super::hub::{Queued, SessionId};
+use super::state::{Joined, LINGER_MS, Local, Request, State};
+use crate::broker::{BrokerCommand, Publish};
+use crate::channel::{Channel, ChannelId};
+use crate::protocol::{
+    Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
+};
+
+/// What happens to a session once what it asked before is answered.
+#[derive(Default)]
+pub struct Later {
+    /// Publishes that came behind a subscribe: commands take effect in order (client protocol,
+    /// 15), and the subscribe is live only once the broker says so.
+    publishes: Vec<(u32, Publish)>,
+    publish_bytes: usize,
+    /// The close that waits for the replies, and until when, milliseconds.
+    end: Option<(Disconnect, u64)>,
+}
+
+/// A raw session that joins its channels before its upgrade is answered.
+pub struct RawJoin {
+    n_missing: usize,
+    done: oneshot::Sender<Joined>,
+}
+impl Later {
+    /// A close waits.
+    pub fn is_end(&self) -> bool {
+        self.end.is_some()
+    }
+}
+
+/// What each session asked of a channel that isn't live yet, in order. A map, since a storm can
+/// let tens of thousands wait for one channel.
+pub type Waiters = HashMap<SessionId, SmallVec<[Asked; 1]>>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Subscribe(u32),
+    Unsubscribe(u32),
+    Join,
+}
+
+/// Questions that may wait for one channel.
+const WAITING_MAX: usize = 64;
+/// Publishes of one session that may wait for a subscribe, and for the broker.
+const HELD_PUBLISHES_MAX: usize = 64;
+const UNANSWERED_MAX: u16 = 1024;
+impl State {
+    pub fn check_waiting(&self, id: SessionId, name: &str) -> Result<(), ReplyError> {
+        let subscribed = match self.names.get(name) {
+            Some(Local::Live(slot)) => self.hub.is_subscribed(id, *slot),
+            Some(Local::Pending(waiters)) => waiters
+                .get(&id)
+                .is_some_and(|asked| !matches!(asked.last(), Some(Asked::Unsubscribe(_)))),
+            None => false,
+        };
+        if subscribed { Err(ReplyError::ALREADY_SUBSCRIBED) } else { Ok(()) }
+    }
+
+    pub fn want(&mut self, id: SessionId, name: &str, asked: Asked) -> Result<bool, ReplyError> {
+        match self.names.get_mut(name) {
+            // Live here, but the link is down: what it would miss nobody could tell.
+            Some(Local::Live(_)) if self.link == LinkState::Down => Err(ReplyError::INTERNAL),
+            Some(Local::Live(slot)) => {
+                self.hub.subscribe(id, *slot);
+                Ok(true)
+            }
+            Some(Local::Pending(waiters)) => {
+                let is_new = match waiters.entry(id) {
+                    Entry::Occupied(entry) if entry.get().len() >= WAITING_MAX => {
+                        return Err(ReplyError::TOO_MANY_REQUESTS);
+                    }
+                    Entry::Occupied(mut entry) => {
+                        entry.get_mut().push(asked);
+                        false
+                    }
+                    Entry::Vacant(entry) => {
+                        entry.insert(SmallVec::from_elem(asked, 1));
+                        true
+                    }
+                };
+                if is_new {
+                    self.add_pending(id);
+                }
+                Ok(false)
+            }
+            None => {
+                let waiters = Waiters::from_iter([(id, SmallVec::from_elem(asked, 1))]);
+                self.names.insert(name.into(), Local::Pending(waiters));
+                self.commands.push(BrokerCommand::Acquire { shard: self.idx, name: name.into() });
+                self.add_pending(id);
+                Ok(false)
+            }
+        }
+    }
+
+    fn add_pending(&mut self, id: SessionId) {
+        if let Some(session) = self.session(id) {
+            session.n_pending += 1;
+        }
+    }
+
+    /// `Ok(false)`: answered together with the subscribe that still waits.
+    pub fn unwant(&mut self, id: SessionId, name: &str, asked: u32) -> Result<bool, Disconnect> {
+        match self.names.get_mut(name) {
+            Some(Local::Pending(waiters)) => {
+                if let Some(waiting) = waiters.get_mut(&id) {
+                    if waiting.len() >= WAITING_MAX {
+                        return Err(Disconnect::TOO_MANY_REQUESTS);
+                    }
+                    waiting.push(Asked::Unsubscribe(asked));
+                    return Ok(false);
+                }
+            }
+            Some(Local::Live(slot)) => {
+                let slot = *slot;
+                self.hub.unsubscribe(id, slot);
+                self.release_emptied();
+            }
+            None => {}
+        }
+        Ok(true)
+    }
+
+    /// Publishes once the subscribes before it are settled.
+    pub fn publish_in_turn(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        publish: Publish,
+    ) -> Result<(), ReplyError> {
+        let held_bytes_max = self.node.config.message_bytes_max;
+        let Some(session) = self.session(id) else { return Ok(()) };
+        if session.n_unanswered >= UNANSWERED_MAX {
+            return Err(ReplyError::TOO_MANY_REQUESTS);
+        }
+        if session.n_pending == 0 {
+            self.hand_over(id, asked, publish);
+            return Ok(());
+        }
+        let later = session.later.get_or_insert_default();
+        let held_bytes = later.publish_bytes + publish.body.bytes();
+        if later.publishes.len() >= HELD_PUBLISHES_MAX || held_bytes > 2 * held_bytes_max {
+            return Err(ReplyError::TOO_MANY_REQUESTS);
+        }
+        later.publish_bytes = held_bytes;
+        later.publishes.push((asked, publish));
+        Ok(())
+    }
+
+    /// Gives a publish to the broker.
+    fn hand_over(&mut self, id: SessionId, command: u32, publish: Publish) {
+        if let Some(session) = self.session(id) {
+            session.n_unanswered += 1;
+            self.publish(publish, Request::Session { id, command });
+        }
+    }
+
+    /// Closes once everything that was asked is answered, or [`LINGER_MS`] later.
+    pub fn end(&mut self, id: SessionId, disconnect: Disconnect) {
+        let by_ms = self.now_ms + LINGER_MS;
+        let Some(session) = self.session(id) else { return };
+        if session.n_pending == 0 && session.n_unanswered == 0 {
+            self.close(id, disconnect, Queued::Flush);
+        } else {
+            session.later.get_or_insert_default().end.get_or_insert((disconnect, by_ms));
+        }
+    }
+
+    /// What waited for answers goes on, if they are all there.
+    fn go_on(&mut self, id: SessionId) {
+        let Some(session) = self.session(id).filter(|session| session.n_pending == 0) else {
+            return;
+        };
+        let Some(later) = &mut session.later else { return };
+        later.publish_bytes = 0;
+        for (command, publish) in std::mem::take(&mut later.publishes) {
+            self.hand_over(id, command, publish);
+        }
+        let Some(session) = self.session(id).filter(|session| session.n_unanswered == 0) else {
+            return;
+        };
+        if let Some((disconnect, _)) = session.later.take().and_then(|later| later.end) {
+            self.close(id, disconnect, Queued::Flush);
+        }
+    }
+
+    /// The close that is due although not everything is answered.
+    pub fn overdue_end(&mut self, id: SessionId) -> Option<Disconnect> {
+        let now_ms = self.now_ms;
+        let (disconnect, by_ms) = self.session(id)?.later.as_ref()?.end?;
+        (now_ms >= by_ms).then_some(disconnect)
+    }
+
+    pub fn reply_published(&mut self, id: SessionId, command: u32, ok: bool) {
+        let Some(session) = self.session(id) else { return };
+        session.n_unanswered -= 1;
+        let mut out = Vec::new();
+        if ok {
+            put_empty(&mut out, command, EmptyReply::Publish);
+        } else {
+            put_error(&mut out, command, &ReplyError::INTERNAL);
+        }
+        self.reply(id, &out);
+        self.go_on(id);
+    }
+
+    // --- what the broker says
+
+    pub fn on_acquired(&mut self, id: ChannelId, channel: Arc<Channel>) {
+        let local = self.names.insert(channel.name.clone(), Local::Live(id.slot));
+        self.hub.open_channel(id, channel);
+        if let Some(Local::Pending(waiters)) = local {
+            waiters
+                .into_iter()
+                .for_each(|(session, asked)| self.settle(session, asked, Some(id.slot)));
+        }
+        self.hub.close_if_unused(id.slot);
+        self.release_emptied();
+    }
+
+    pub fn on_acquire_failed(&mut self, name: &str) {
+        if let Some(Local::Pending(waiters)) = self.names.remove(name) {
+            waiters.into_iter().for_each(|(session, asked)| self.settle(session, asked, None));
+        }
+    }
+
+    /// Answers all that a session asked of a channel, in order. `None`: it can't be had now.
+    fn settle(&mut self, id: SessionId, asked: SmallVec<[Asked; 1]>, slot: Option<u32>) {
+        let Some(session) = self.session(id) else { return };
+        session.n_pending -= 1;
+        // Only the last wish takes effect: carrying out an unsubscribe on the way would close the
+        // channel under the subscribe that follows.
+        let wanted = !matches!(asked.last(), Some(Asked::Unsubscribe(_)));
+        if let (Some(slot), true) = (slot, wanted) {
+            self.hub.subscribe(id, slot);
+        }
+        let mut out = Vec::new();
+        for asked in asked {
+            match asked {
+                Asked::Subscribe(command) if slot.is_some() => {
+                    line(&mut out, |out| put_subscribe(out, command, &SubscribeResult::default()));
+                }
+                Asked::Subscribe(command) => {
+                    line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL));
+                }
+                Asked::Unsubscribe(command) => {
+                    line(&mut out, |out| put_empty(out, command, EmptyReply::Unsubscribe));
+                }
+                Asked::Join => self.on_joined(id, slot.is_some()),
+            }
+        }
+        self.reply(id, &out);
+        self.go_on(id);
+    }
+
+    /// Channels without a subscriber here go back to the broker.
+    pub fn release_emptied(&mut self) {
+        for (id, channel) in self.hub.take_emptied() {
+            self.names.remove(&channel.name);
+            self.commands.push(BrokerCommand::Release { shard: self.idx, id });
+        }
+    }
+
+    // --- raw sessions
+
+    pub fn join_raw(&mut self, id: SessionId, channels: &[String], done: oneshot::Sender<Joined>) {
+        let Some(session) = self.session(id) else { return };
+        session.raw = Some(Box::new(RawJoin { n_missing: channels.len(), done }));
+        for channel in channels {
+            match self.want(id, channel, Asked::Join) {
+                Ok(true) => self.on_joined(id, true),
+                Ok(false) => {}
+                Err(_) => self.on_joined(id, false),
+            }
+        }
+    }
+
+    fn on_joined(&mut self, id: SessionId, ok: bool) {
+        let Some(session) = self.session(id) else { return };
+        let Some(join) = session.raw.as_mut() else { return };
+        join.n_missing -= 1;
+        if (join.n_missing == 0 || !ok)
+            && let Some(join) = session.raw.take()
+        {
+            let _ = join.done.send(if ok { Ok(()) } else { Err(ReplyError::INTERNAL) });
+        }
+    }
+}
