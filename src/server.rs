@@ -1,10 +1,11 @@
 //! A node from start to exit: threads, listeners, signals, drain.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::broker::{self, BrokerCommand};
@@ -16,6 +17,8 @@ use crate::shard::{self, Role, ShardEvent};
 
 /// An internal failure, as in `sysexits.h`.
 const EXIT_SOFTWARE: u8 = 70;
+/// Connections that may wait to be accepted; the kernel cuts it to its `somaxconn`.
+const BACKLOG: u32 = 65_535;
 /// What a drain may take beyond `HUB_DRAIN_TIMEOUT`.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -71,7 +74,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|addr| (addr, Role::Internal, "hubbub internal listening"));
     for (addr, role, words) in public.chain(private) {
-        let listener = TcpListener::bind(addr).await?;
+        let listener = bind(*addr)?;
         println!("{words} on http://{}", listener.local_addr()?);
         tokio::task::spawn_local(listener::run(node.clone(), listener, role, shards.clone()));
     }
@@ -79,6 +82,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let code = drain(&node, &shards, &mut term, &mut int).await;
     drop(door.try_send(vec![BrokerCommand::Stop], Urgency::Prompt));
     Ok(code)
+}
+
+/// Listens with as long a queue as the kernel allows: in a reconnect storm a full one drops
+/// handshakes, and each of those clients tries again only a second later.
+fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 async fn drain(

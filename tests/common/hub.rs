@@ -216,9 +216,10 @@ impl Hub {
         self.log.lock().unwrap().iter().any(|line| line.contains(word))
     }
 
-    pub fn rss_bytes(&self) -> u64 {
+    /// Memory of its own that the process has touched.
+    pub fn anon_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
