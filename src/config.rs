@@ -95,6 +95,10 @@ pub struct Config {
     pub channels_max: usize,
     /// Client connections; over it 503. Never more than the limit of open files allows.
     pub connections_max: usize,
+    /// Sockets that aren't upgraded; over it the oldest idle one goes.
+    pub handshakes_max: usize,
+    /// Descriptors that may be sockets of listeners.
+    files_for_sockets: usize,
     /// Over which a stopping hub spreads its closes; 1 s under `dev` unless set.
     pub drain_timeout: Duration,
     /// Comma-separated `level` or `target=level`.
@@ -117,6 +121,11 @@ impl Config {
             .try_get_matches_from(args)
             .map_err(|error| ConfigError::from(vec![Problem::Usage(error.render().to_string())]))?;
         Loaded::assemble(Machine::detect(), &matches, env)
+    }
+
+    /// All sockets of listeners that may be open, upgraded or not.
+    pub fn sockets_max(&self) -> usize {
+        (self.connections_max + self.handshakes_max).min(self.files_for_sockets)
     }
 
     /// Every knob at its default on this machine.
@@ -151,6 +160,8 @@ impl Config {
             channel_bytes_max: 255,
             channels_max: 128,
             connections_max: machine.connections_max(),
+            handshakes_max: machine.handshakes_max(),
+            files_for_sockets: machine.files_for_sockets(),
             drain_timeout: Duration::from_secs(20),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -285,7 +296,7 @@ impl Attempt {
             })
         });
         self.check(problems, &["HUB_CONNECTIONS_MAX"], || {
-            let most = machine.connections_max();
+            let most = machine.files_for_sockets();
             (config.connections_max > most).then(|| {
                 format!(
                     "{} is more than the limit of open files allows: expected at most {most}, or \

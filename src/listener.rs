@@ -22,6 +22,7 @@ pub async fn run(
     shards: Vec<Sender<ShardEvent>>,
 ) {
     let keys = ahash::RandomState::new();
+    let is_loopback = listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -37,13 +38,16 @@ pub async fn run(
         if socket.set_tcp_nodelay(true).is_err() || socket.set_tcp_notsent_lowat(notsent).is_err() {
             continue; // Closed again already.
         }
-        let n_open: u64 = node.metrics.sum(|shard| &shard.connections);
+        let Some(permit) = node.open_socket() else {
+            node.metrics.listener.refused.add(1);
+            continue;
+        };
         let Ok(stream) = stream.into_std() else { continue };
         let connection = Uuid::new_v4();
         let shard = (keys.hash_one(connection) % shards.len() as u64) as usize;
-        let event = ShardEvent::Accepted(Box::new(Accepted { stream, peer, connection, role }));
-        let over = n_open as usize >= node.config.connections_max;
-        if over || shards[shard].try_send(vec![event], Urgency::Prompt).is_err() {
+        let accepted = Accepted { stream, peer, connection, role, is_loopback, permit };
+        let event = ShardEvent::Accepted(Box::new(accepted));
+        if shards[shard].try_send(vec![event], Urgency::Prompt).is_err() {
             node.metrics.listener.refused.add(1);
         }
     }

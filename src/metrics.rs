@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 use prometheus_client::collector::Collector;
@@ -104,6 +104,10 @@ pub struct ShardMetrics {
     pub outbox_bytes: Count,
     pub mailbox_depth: Count,
     pub http_connections: Count,
+    /// API calls that wait for the broker.
+    pub http_calls: Count,
+    pub refused_clients: Count,
+    pub evicted_handshakes: Count,
     pub deliveries: Count,
     pub sent_bytes: Count,
     pub writes: Count,
@@ -158,8 +162,8 @@ pub struct ListenerMetrics {
     pub accepted: Count,
     pub refused: Count,
     pub accept_errors: Count,
-    /// Sockets that are open, whatever they are: main adds, shards take.
-    pub open: AtomicI64,
+    /// Open sockets; set by the broker's tick.
+    pub sockets: Count,
 }
 
 /// All of a node's numbers.
@@ -338,15 +342,19 @@ impl Page {
         for (name, help, count) in counters {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
-        one(
+        let refused: [(&'static str, u64); 3] = [
+            ("connections_max", self.0.sum(|shard| &shard.refused_clients)),
+            ("handshakes_max", self.0.sum(|shard| &shard.evicted_handshakes)),
+            ("open_files", listener.refused.get()),
+        ];
+        family(
             encoder,
             "refused",
-            "Sockets refused at a limit.",
-            &ConstCounter::new(listener.refused.get()),
+            "Connections refused or ended at a limit.",
+            refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
         )?;
-        let open = listener.open.load(Ordering::Relaxed);
-        one(encoder, "sockets", "Open sockets of clients.", &ConstGauge::new(open))?;
-        let gauges: [(&str, &str, &Count); 2] = [
+        let gauges: [(&str, &str, &Count); 3] = [
+            ("sockets", "Open sockets of the listeners.", &listener.sockets),
             ("redis_subscriptions", "Channels subscribed in Redis.", &broker.redis_subscriptions),
             ("inbox_bytes", "Bytes from Redis not yet handed to shards.", &broker.inbox_bytes),
         ];

@@ -1,7 +1,7 @@
 //! What all threads of one node share, read-only or atomic: configuration, numbers, the clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -18,7 +18,23 @@ pub struct Node {
     pub run_id: Uuid,
     started: Instant,
     draining: AtomicBool,
+    n_sockets: AtomicUsize,
+    n_clients: AtomicUsize,
 }
+
+/// A socket of a listener, counted while it is open.
+#[derive(Debug)]
+pub struct SocketPermit(Arc<Node>);
+
+impl Drop for SocketPermit {
+    fn drop(&mut self) {
+        self.0.n_sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Sockets over the limit that may be open while idle ones are being closed for them; half of
+/// the reserve of descriptors.
+const SOCKETS_OVER_MAX: usize = 32;
 
 /// A shard or the broker that hasn't answered for so long isn't ready, milliseconds.
 const READY_AGE_MS_MAX: u64 = 2_000;
@@ -49,6 +65,8 @@ impl Node {
             run_id: Uuid::new_v4(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
+            n_sockets: AtomicUsize::new(0),
+            n_clients: AtomicUsize::new(0),
         };
         Arc::new(node)
     }
@@ -60,6 +78,36 @@ impl Node {
 
     pub fn uptime_s(&self) -> u64 {
         self.started.elapsed().as_secs()
+    }
+
+    /// Counts an accepted socket; `None`: there is no descriptor to spare.
+    pub fn open_socket(self: &Arc<Self>) -> Option<SocketPermit> {
+        let permit = SocketPermit(self.clone());
+        let n_sockets = self.n_sockets.fetch_add(1, Ordering::Relaxed);
+        (n_sockets < self.config.sockets_max() + SOCKETS_OVER_MAX).then_some(permit)
+    }
+
+    /// Whether idle sockets have to go for new ones.
+    pub fn is_crowded(&self) -> bool {
+        self.n_sockets.load(Ordering::Relaxed) > self.config.sockets_max()
+    }
+
+    pub fn n_sockets(&self) -> usize {
+        self.n_sockets.load(Ordering::Relaxed)
+    }
+
+    /// Counts a client, unless there are `HUB_CONNECTIONS_MAX`. Each that was counted is
+    /// followed by one [`Node::client_left`].
+    pub fn admit_client(&self) -> bool {
+        let admitted = self.n_clients.fetch_add(1, Ordering::Relaxed) < self.config.connections_max;
+        if !admitted {
+            self.client_left();
+        }
+        admitted
+    }
+
+    pub fn client_left(&self) {
+        self.n_clients.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub fn is_draining(&self) -> bool {

@@ -12,6 +12,7 @@ use crate::broker::{self, BrokerCommand};
 use crate::config::{Config, LogFormat};
 use crate::listener;
 use crate::mailbox::{Sender, Urgency};
+use crate::metrics::ShardMetrics;
 use crate::node::Node;
 use crate::shard::{self, Role, ShardEvent};
 
@@ -102,11 +103,24 @@ async fn drain(
     node.set_draining();
     tracing::info!("draining");
     let spread_ms = node.config.drain_timeout.as_millis() as u64 * 4 / 5;
+    let give_up_ms = node.now_ms() + GRACE.as_millis() as u64;
     for shard in shards {
-        drop(shard.try_send(vec![ShardEvent::Drain { spread_ms }], Urgency::Prompt));
+        let mut batch = vec![ShardEvent::Drain { spread_ms }];
+        // A full mailbox empties within a turn; a stuck shard is what the time limit is for.
+        while let Err(refused) = shard.try_send(batch, Urgency::Prompt) {
+            if node.now_ms() >= give_up_ms {
+                break;
+            }
+            batch = refused;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
     let all_left = async {
-        while node.metrics.sum(|shard| &shard.connections) > 0 {
+        let n_left = || {
+            let of = |shard: &ShardMetrics| shard.connections.get() + shard.http_calls.get();
+            node.metrics.shards.iter().map(|shard| of(shard)).sum::<u64>()
+        };
+        while n_left() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

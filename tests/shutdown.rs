@@ -5,6 +5,8 @@ mod common;
 use common::ws::{Dial, raw_path};
 use common::{Cf, Close, Hub, Raw, Redis, SOON, Viewer, drive, eventually, ms, secs, sys};
 use serde_json::json;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 const N_QUEUED: usize = 60;
@@ -74,6 +76,20 @@ fn closes_are_spread_over_the_drain_time() {
     assert!(drive(&mut clients, secs(2), |cf| cf.raw.is_closed()));
     assert!(clients.iter_mut().all(|cf| cf.next_close(SOON) == shutdown()));
     assert_eq!(hub.wait_exit(secs(6)).expect("in time").code(), Some(0));
+}
+
+#[test]
+fn idle_http_connections_do_not_hold_it_up() {
+    let mut hub = Hub::builder().env("HUB_DRAIN_TIMEOUT", "10s").start().wait_ready();
+    let mut idle = Dial::new(&hub, "/health").connect();
+    let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", hub.addr);
+    idle.write_all(request.as_bytes()).expect("sent");
+    assert!(sys::wait_fd(idle.as_raw_fd(), sys::For::Reading, SOON), "answered, kept alive");
+    let mut half = Dial::new(&hub, "/api/publish").connect();
+    let head = format!("POST /api/publish HTTP/1.1\r\nHost: {}\r\nContent-Length: 9", hub.addr);
+    half.write_all(head.as_bytes()).expect("sent");
+    hub.signal(libc::SIGTERM);
+    assert_eq!(hub.wait_exit(secs(2)).expect("with nobody connected, at once").code(), Some(0));
 }
 
 #[test]

@@ -294,6 +294,13 @@ impl Core {
     fn on_tick(&mut self) {
         let now_ms = self.node.now_ms();
         self.node.metrics.broker.alive_ms.set(now_ms);
+        for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
+            shard.mailbox_depth.set(door.depth() as u64);
+        }
+        self.node.metrics.listener.sockets.set(self.node.n_sockets() as u64);
+        if let Some(redis) = &self.redis {
+            self.node.metrics.broker.inbox_bytes.set(redis.inbox_bytes() as u64);
+        }
         for (channel, shard) in self.interest.on_tick(now_ms) {
             self.doors[shard].push(ShardEvent::AcquireFailed { name: channel.name.clone() });
         }

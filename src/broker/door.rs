@@ -29,6 +29,11 @@ impl ShardDoor {
         }
     }
 
+    /// Weight that the shard hasn't taken yet.
+    pub fn depth(&self) -> usize {
+        self.sender.depth() + self.waiting_weight
+    }
+
     /// Adds something that must arrive.
     pub fn push(&mut self, event: ShardEvent) {
         self.urgency = Urgency::Prompt;
@@ -40,7 +45,7 @@ impl ShardDoor {
     /// that far behind is better served by newer publications than by a growing queue.
     #[must_use]
     pub fn try_push(&mut self, publication: ShardEvent) -> bool {
-        if self.sender.depth() + self.waiting_weight >= self.mailbox_max {
+        if self.depth() >= self.mailbox_max {
             return false;
         }
         self.waiting_weight += publication.weight();

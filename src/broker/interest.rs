@@ -17,6 +17,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use ahash::HashMap;
+use smallvec::SmallVec;
 
 use crate::channel::{Channel, ChannelId};
 
@@ -64,8 +65,8 @@ struct Entry {
     channel: Arc<Channel>,
     /// Confirmed: these get publications.
     shards: ShardSet,
-    /// Asked, not yet confirmed.
-    waiting: ShardSet,
+    /// Asked, not yet confirmed: the shard, and until when it waits, milliseconds.
+    waiting: SmallVec<[(usize, u64); 1]>,
     stage: Stage,
     queued: bool,
     /// Until when an unused channel stays subscribed, milliseconds.
@@ -177,7 +178,7 @@ impl Interest {
             shards.insert(shard);
             return Some(Confirmed { id: entry.id, channel: entry.channel.clone(), shards });
         }
-        entry.waiting.insert(shard);
+        entry.waiting.push((shard, now_ms + timeout_ms));
         let id = entry.id;
         self.deadlines.push_back((now_ms + timeout_ms, id, shard));
         self.queue(slot);
@@ -199,7 +200,7 @@ impl Interest {
     pub fn forget_shard(&mut self, shard: usize, now_ms: u64) {
         for slot in 0..self.entries.len() {
             if let Some(entry) = &mut self.entries[slot] {
-                entry.waiting.remove(shard);
+                entry.waiting.retain(|(other, _)| *other != shard);
                 let id = entry.id;
                 self.release(id, shard, now_ms);
             }
@@ -214,8 +215,11 @@ impl Interest {
             return None;
         }
         entry.stage = Stage::Live;
-        let waiting = std::mem::take(&mut entry.waiting);
-        waiting.iter().for_each(|shard| entry.shards.insert(shard));
+        let mut waiting = ShardSet::default();
+        for (shard, _) in std::mem::take(&mut entry.waiting) {
+            waiting.insert(shard);
+            entry.shards.insert(shard);
+        }
         let confirmed = Confirmed { id: entry.id, channel: entry.channel.clone(), shards: waiting };
         self.n_live += 1;
         self.queue(slot);
@@ -285,9 +289,10 @@ impl Interest {
         while self.deadlines.front().is_some_and(|(due_ms, ..)| *due_ms <= now_ms) {
             let (_, id, shard) = self.deadlines.pop_front().expect("invariant: just seen");
             let Some(entry) = self.entry_of(id) else { continue };
-            let waited = entry.waiting;
-            entry.waiting.remove(shard);
-            if entry.waiting != waited {
+            let n_waiting = entry.waiting.len();
+            // A deadline of an earlier wait that ended well says nothing about this one.
+            entry.waiting.retain(|(other, due_ms)| *other != shard || now_ms < *due_ms);
+            if entry.waiting.len() != n_waiting {
                 expired.push((entry.channel.clone(), shard));
                 self.queue(id.slot);
             }
@@ -315,7 +320,7 @@ impl Interest {
             id,
             channel,
             shards: ShardSet::default(),
-            waiting: ShardSet::default(),
+            waiting: SmallVec::new(),
             stage: Stage::Idle,
             queued: false,
             linger_until_ms: 0,
@@ -408,6 +413,20 @@ mod tests {
         assert_eq!(names(&interest.take_changes(9, 2)), (vec!["a"], vec![]));
         assert!(interest.target(b"a").is_some());
         assert!(interest.target(b"b").is_none());
+    }
+
+    #[test]
+    fn the_deadline_of_an_earlier_wait_does_not_end_a_later_one() {
+        let mut interest = Interest::new(0, 3_000);
+        interest.acquire("a", 2, 0);
+        interest.take_changes(9, 0);
+        let id = interest.on_subscribed(b"a").unwrap().id;
+        interest.release(id, 2, 10);
+        interest.on_tick(10);
+        interest.take_changes(9, 10);
+        interest.acquire("a", 2, 2_990);
+        assert!(interest.on_tick(3_000).is_empty());
+        assert_eq!(interest.on_tick(5_990).len(), 1);
     }
 
     #[test]

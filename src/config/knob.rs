@@ -61,7 +61,6 @@ pub const NOT_YET: &[&str] = &[
     "connections-per-ip",
     "connections-per-user",
     "expired-grace",
-    "handshakes-max",
     "history-max",
     "node-id",
     "outbox-total-bytes",

@@ -313,7 +313,16 @@ pub static KNOBS: &[Knob] = &[
         connections_max,
         1..=1 << 24
     )
-    .default_text("limit of open files, minus 64"),
+    .default_text("10/11 of the limit of open files less 64"),
+    count!(
+        "HUB_HANDSHAKES_MAX",
+        "handshakes-max",
+        LIMITS,
+        "Sockets not yet upgraded; the oldest idle one goes first",
+        handshakes_max,
+        1..=1 << 24
+    )
+    .default_text("a tenth of the default above"),
     time!(
         "HUB_DRAIN_TIMEOUT",
         "drain-timeout",

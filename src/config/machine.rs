@@ -30,8 +30,18 @@ impl Machine {
         self.cores.clamp(1, SHARDS_MAX)
     }
 
+    /// Descriptors that may be sockets of listeners.
+    pub fn files_for_sockets(self) -> usize {
+        self.open_files_max.saturating_sub(RESERVED_FILES).max(2)
+    }
+
+    /// So many that a tenth more, the handshakes, still finds descriptors.
     pub fn connections_max(self) -> usize {
-        self.open_files_max.saturating_sub(RESERVED_FILES).clamp(1, CONNECTIONS_CAP)
+        (self.files_for_sockets() / 11 * 10).clamp(1, CONNECTIONS_CAP)
+    }
+
+    pub fn handshakes_max(self) -> usize {
+        (self.connections_max() / 10).max(1)
     }
 }
 
@@ -61,7 +71,7 @@ mod tests {
             assert_eq!(machine.default_shards(), shards, "{machine:?}");
             assert_eq!(machine.connections_max(), connections, "{machine:?}");
         };
-        check(2, 1024, 2, 960);
+        check(2, 1024, 2, 870);
         check(0, 10, 1, 1);
         check(400, 1_073_741_816, 128, CONNECTIONS_CAP);
         check(1, usize::MAX, 1, CONNECTIONS_CAP);

@@ -32,7 +32,7 @@ fn nothing_given_is_the_defaults() {
     let defaults = format!("{:?}", Config::defaults(MACHINE));
     assert_eq!(format!("{:?}", loaded.config), defaults);
     assert!(KNOBS.iter().all(|knob| loaded.source(knob.env) == Some(Source::Default)));
-    assert_eq!((loaded.config.shards, loaded.config.connections_max), (4, 960));
+    assert_eq!((loaded.config.shards, loaded.config.connections_max), (4, 870));
     assert_eq!(loaded.source("HUB_NO_SUCH"), None);
 }
 
@@ -46,7 +46,7 @@ fn every_knob_can_be_set() {
          HUB_HANDSHAKE_TIMEOUT=2s HUB_STALE_TIMEOUT=3s HUB_WRITE_TIMEOUT=4s HUB_WRITE_DELAY=5ms \
          HUB_UNSUBSCRIBE_DELAY=6ms HUB_NOTSENT_BYTES=7KiB HUB_MESSAGE_BYTES_MAX=8KiB \
          HUB_PUBLICATION_BYTES_MAX=9KiB HUB_OUTBOX_BYTES_MAX=10KiB HUB_API_BODY_BYTES_MAX=11KiB \
-         HUB_CHANNEL_BYTES_MAX=12 HUB_CHANNELS_MAX=13 HUB_CONNECTIONS_MAX=14 \
+         HUB_CHANNEL_BYTES_MAX=12 HUB_CHANNELS_MAX=13 HUB_CONNECTIONS_MAX=14 HUB_HANDSHAKES_MAX=16 \
          HUB_DRAIN_TIMEOUT=15s HUB_LOG=warn HUB_LOG_FORMAT=json";
     let mut flags = String::new();
     let mut expected_debug = Vec::new();

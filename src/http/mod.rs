@@ -5,6 +5,7 @@
 
 mod api;
 mod demo_symbols;
+mod handshakes;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,7 +14,10 @@ use bytes::Bytes;
 use fastwebsockets::upgrade;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HOST, LOCATION, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, HOST, HeaderValue, LOCATION, ORIGIN, RETRY_AFTER,
+    SEC_WEBSOCKET_PROTOCOL,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,6 +25,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 pub use demo_symbols::SECTORS;
+pub use handshakes::Handshakes;
 
 use crate::channel;
 use crate::publication::Format;
@@ -34,6 +39,7 @@ struct Connection {
     shard: Rc<Shard>,
     uuid: Uuid,
     role: Role,
+    is_loopback: bool,
     upgraded: RefCell<Option<SessionId>>,
 }
 
@@ -56,19 +62,50 @@ pub async fn serve(shard: Rc<Shard>, accepted: Accepted) {
         shard: shard.clone(),
         uuid: accepted.connection,
         role: accepted.role,
+        is_loopback: accepted.is_loopback,
         upgraded: RefCell::new(None),
     });
+    let (key, handshake, n_evicted) = shard.handshakes.enter(shard.node.is_crowded());
+    shard.metrics().evicted_handshakes.add(n_evicted as u64);
+    let place = Place { shard: shard.clone(), key };
     let service = service_fn(|request| {
-        let connection = connection.clone();
-        async move { Ok::<_, std::convert::Infallible>(route(&connection, request).await) }
+        let (connection, handshake) = (connection.clone(), handshake.clone());
+        async move {
+            handshake.set_busy(true);
+            let mut reply = route(&connection, request).await;
+            handshake.set_busy(false);
+            if connection.shard.node.is_draining() {
+                reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(reply)
+        }
     });
     let http = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shard.node.config.handshake_timeout)
         .serve_connection(TokioIo::new(stream), service);
-    let Ok(parts) = Box::pin(http.without_shutdown()).await else { return };
-    if let Some(id) = connection.upgraded.take() {
-        shard.start(id, parts.io.into_inner(), parts.read_buf.to_vec());
+    let parts = tokio::select! {
+        parts = Box::pin(http.without_shutdown()) => parts,
+        () = handshake.told_to_leave() => return,
+    };
+    drop(place);
+    if let Ok(parts) = parts
+        && let Some(id) = connection.upgraded.take()
+    {
+        let stream = parts.io.into_inner();
+        shard.start(id, stream, parts.read_buf.to_vec(), accepted.permit);
+    }
+}
+
+/// A connection's place among those that aren't upgraded.
+struct Place {
+    shard: Rc<Shard>,
+    key: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shard.handshakes.leave(self.key);
     }
 }
 
@@ -88,7 +125,7 @@ async fn route(connection: &Connection, mut request: Request<Incoming>) -> Reply
         },
         "/connection/websocket" if clients => upgrade_json(connection, &mut request),
         "/ws" if clients => upgrade_raw(connection, &mut request).await,
-        "/metrics" if internal => text(StatusCode::OK, &node.metrics.page()),
+        "/metrics" if internal => metrics_page(connection, &request),
         "/demo" if node.config.dev => demo(connection),
         "/" if node.config.dev => {
             let mut reply = text(StatusCode::FOUND, "");
@@ -104,6 +141,17 @@ async fn route(connection: &Connection, mut request: Request<Incoming>) -> Reply
     }
 }
 
+/// Whoever can reach a public listener from elsewhere needs the API key (design, Ready).
+fn metrics_page(connection: &Connection, request: &Request<Incoming>) -> Reply {
+    let node = &connection.shard.node;
+    let is_open = connection.role == Role::Internal || connection.is_loopback;
+    if is_open || api::is_allowed(&node.config, request) {
+        text(StatusCode::OK, &node.metrics.page())
+    } else {
+        empty(StatusCode::UNAUTHORIZED)
+    }
+}
+
 async fn api_call(connection: &Connection, method: &str, request: Request<Incoming>) -> Reply {
     let shard = &connection.shard;
     if !api::is_method(method) {
@@ -115,14 +163,38 @@ async fn api_call(connection: &Connection, method: &str, request: Request<Incomi
     if !api::is_allowed(&shard.node.config, &request) {
         return empty(StatusCode::UNAUTHORIZED);
     }
-    let body =
-        Limited::new(request.into_body(), shard.node.config.api_body_bytes_max).collect().await;
+    let config = &shard.node.config;
+    let body = Limited::new(request.into_body(), config.api_body_bytes_max).collect();
+    let Ok(body) = tokio::time::timeout(config.handshake_timeout, body).await else {
+        return empty(StatusCode::REQUEST_TIMEOUT);
+    };
     match body {
-        Ok(body) => api::call(shard, method, &body.to_bytes()).await,
+        Ok(body) => {
+            let _call = Call::begin(shard);
+            api::call(shard, method, &body.to_bytes()).await
+        }
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             empty(StatusCode::PAYLOAD_TOO_LARGE)
         }
         Err(_) => empty(StatusCode::BAD_REQUEST),
+    }
+}
+
+/// A call that is under way: the process doesn't exit before it is answered.
+struct Call<'a>(&'a Shard);
+
+impl<'a> Call<'a> {
+    fn begin(shard: &'a Shard) -> Self {
+        let n_calls = &shard.metrics().http_calls;
+        n_calls.set(n_calls.get() + 1);
+        Self(shard)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let n_calls = &self.0.metrics().http_calls;
+        n_calls.set(n_calls.get() - 1);
     }
 }
 
@@ -139,12 +211,14 @@ fn upgrade_json(connection: &Connection, request: &mut Request<Incoming>) -> Rep
     let Ok((mut reply, _)) = upgrade::upgrade(request) else {
         return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
     };
+    let Some(id) = connection.shard.add(connection.uuid, Format::Json) else {
+        return unavailable();
+    };
     reply.headers_mut().remove(SEC_WEBSOCKET_PROTOCOL);
     if speaks_json {
         let name = "centrifuge-json".parse().expect("invariant: a token is a header value");
         reply.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
     }
-    let id = connection.shard.add(connection.uuid, Format::Json);
     connection.upgraded.replace(Some(id));
     reply.map(|_| Full::default())
 }
@@ -171,7 +245,9 @@ async fn upgrade_raw(connection: &Connection, request: &mut Request<Incoming>) -
     let Ok((reply, _)) = upgrade::upgrade(request) else {
         return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
     };
-    let id = connection.shard.add(connection.uuid, Format::Raw);
+    let Some(id) = connection.shard.add(connection.uuid, Format::Raw) else {
+        return unavailable();
+    };
     connection.upgraded.replace(Some(id));
     match connection.shard.join(id, &channels).await {
         Ok(Ok(())) => reply.map(|_| Full::default()),
@@ -195,9 +271,8 @@ fn refuse_upgrade(connection: &Connection, request: &Request<Incoming>) -> Optio
 
 fn unavailable() -> Reply {
     let mut reply = empty(StatusCode::SERVICE_UNAVAILABLE);
-    reply
-        .headers_mut()
-        .insert(RETRY_AFTER, "1".parse().expect("invariant: a digit is a header value"));
+    reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::broker::{Position, PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
+use crate::node::SocketPermit;
 use crate::publication::Publication;
 
 /// Which routes a listener serves.
@@ -30,6 +31,9 @@ pub struct Accepted {
     /// `client` of the connect reply.
     pub connection: Uuid,
     pub role: Role,
+    /// The listener can only be reached from this machine.
+    pub is_loopback: bool,
+    pub permit: SocketPermit,
 }
 
 /// Whether the pub/sub link works, so that a subscribe may be answered at once.

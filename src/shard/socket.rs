@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::Shard;
 use super::hub::{Sent, SessionId};
 use super::reader::Reader;
+use crate::node::SocketPermit;
 
 /// The shard's read buffer, shared by all its sessions.
 const READ_BYTES: usize = 64 * 1024;
@@ -68,6 +69,7 @@ struct Task {
     id: SessionId,
     stream: TcpStream,
     reader: Reader,
+    _permit: SocketPermit,
 }
 
 impl Drop for Task {
@@ -85,9 +87,10 @@ pub fn serve(
     id: SessionId,
     stream: TcpStream,
     mut leftover: Vec<u8>,
+    permit: SocketPermit,
 ) -> impl Future<Output = ()> {
     shard.attach(id, stream.as_raw_fd());
-    let mut task = Task { shard, id, stream, reader: Reader::default() };
+    let mut task = Task { shard, id, stream, reader: Reader::default(), _permit: permit };
     if !leftover.is_empty() {
         task.shard.on_bytes(id, &mut task.reader, &mut leftover);
     }

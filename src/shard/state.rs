@@ -20,9 +20,10 @@ use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
 use crate::frame;
+use crate::http::Handshakes;
 use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
-use crate::node::Node;
+use crate::node::{Node, SocketPermit};
 use crate::protocol::{Disconnect, ReplyError};
 use crate::publication::Format;
 
@@ -66,6 +67,8 @@ pub struct Shard {
     state: RefCell<State>,
     loop_waker: RefCell<Option<Waker>>,
     stopped: Cell<bool>,
+    /// Connections that aren't upgraded.
+    pub handshakes: Handshakes,
 }
 
 impl Shard {
@@ -82,6 +85,7 @@ impl Shard {
             idx,
             node: node.clone(),
         };
+        let handshakes_max = node.config.handshakes_max.div_ceil(node.config.shards);
         Rc::new(Self {
             node,
             idx,
@@ -89,6 +93,7 @@ impl Shard {
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
             stopped: Cell::new(false),
+            handshakes: Handshakes::new(handshakes_max),
         })
     }
 
@@ -153,6 +158,7 @@ impl Shard {
                 let mut state = self.state.borrow_mut();
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
+                self.handshakes.close_idle();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
             }
             ShardEvent::Stop => self.stopped.set(true),
@@ -168,6 +174,7 @@ impl Shard {
         state.sweep();
         state.drain();
         state.report(self.metrics());
+        self.metrics().http_connections.set(self.handshakes.n_open() as u64);
         drop(state);
         self.flush_door();
         self.wake_loop();
@@ -175,8 +182,13 @@ impl Shard {
 
     // --- sessions
 
-    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`].
-    pub fn add(&self, connection: Uuid, format: Format) -> SessionId {
+    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`]. `None`:
+    /// the node has as many clients as it may.
+    pub fn add(&self, connection: Uuid, format: Format) -> Option<SessionId> {
+        if !self.node.admit_client() {
+            self.metrics().refused_clients.add(1);
+            return None;
+        }
         let mut state = self.state.borrow_mut();
         let id = state.hub.add_session(format);
         let at = id.idx as usize;
@@ -186,7 +198,7 @@ impl Shard {
         let session = Session::new(connection, format, self.node.now_ms(), &self.node.config);
         state.sessions[at] = Some(session);
         state.report_gauges(self.metrics());
-        id
+        Some(id)
     }
 
     /// Joins a raw session to its channels; resolves once all are live.
@@ -198,8 +210,14 @@ impl Shard {
     }
 
     /// Starts the task of an upgraded connection.
-    pub fn start(self: &Rc<Self>, id: SessionId, stream: tokio::net::TcpStream, leftover: Vec<u8>) {
-        tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover));
+    pub fn start(
+        self: &Rc<Self>,
+        id: SessionId,
+        stream: tokio::net::TcpStream,
+        leftover: Vec<u8>,
+        permit: SocketPermit,
+    ) {
+        tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover, permit));
     }
 
     pub(super) fn attach(&self, id: SessionId, fd: i32) {
@@ -215,6 +233,7 @@ impl Shard {
             state.hub.remove_session(id);
             state.sessions[id.idx as usize] = None;
             state.release_emptied();
+            self.node.client_left();
         }
         drop(state);
         self.flush_door();

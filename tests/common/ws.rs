@@ -44,7 +44,14 @@ pub struct Close {
 #[derive(Debug)]
 pub struct Refused {
     pub status: u16,
+    pub headers: Vec<(String, String)>,
     pub body: String,
+}
+
+impl Refused {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
 }
 
 pub struct Dial {
@@ -109,7 +116,7 @@ impl Dial {
         if head.status != 101 {
             let body = raw.wire[head_len..].to_vec();
             let body = String::from_utf8_lossy(&body).into_owned();
-            return Err(Refused { status: head.status, body });
+            return Err(Refused { status: head.status, headers: head.headers, body });
         }
         raw.wire.drain(..head_len);
         raw.headers = head.headers;

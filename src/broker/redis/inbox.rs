@@ -78,6 +78,11 @@ impl Inbox {
         }
     }
 
+    /// Bytes not yet taken.
+    pub fn bytes(&self) -> usize {
+        self.queue.lock().bytes
+    }
+
     /// Everything so far.
     pub fn take(&self) -> Vec<Push> {
         let mut queue = self.queue.lock();

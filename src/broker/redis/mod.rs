@@ -98,6 +98,10 @@ impl Redis {
         }
     }
 
+    pub fn inbox_bytes(&self) -> usize {
+        self.inbox.bytes()
+    }
+
     pub fn take_pushes(&self) -> Vec<Push> {
         self.inbox.take()
     }
