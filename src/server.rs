@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::shard::{self, Role, ShardEvent};
 
 /// An internal failure, as in `sysexits.h`.
-const EXIT_SOFTWARE: u8 = 70;
+pub const EXIT_SOFTWARE: u8 = 70;
 /// Connections that may wait to be accepted; the kernel cuts it to its `somaxconn`.
 const BACKLOG: u32 = 65_535;
 /// What a drain may take beyond `HUB_DRAIN_TIMEOUT`.

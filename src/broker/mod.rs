@@ -18,6 +18,7 @@ mod interest;
 mod redis;
 mod survey;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -25,6 +26,7 @@ use crate::channel::ChannelId;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;
 use crate::publication::Body;
+use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
@@ -127,9 +129,15 @@ pub fn spawn(
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
-        match runtime {
-            Ok(runtime) => runtime.block_on(core::run(node, commands, shards)),
-            Err(error) => tracing::error!(%error, "the broker's runtime didn't start"),
+        let run = |runtime: tokio::runtime::LocalRuntime| {
+            runtime.block_on(core::run(node, commands, shards));
+        };
+        // Without it nothing is delivered: better to be started again by whoever watches the
+        // process than to be up and useless.
+        let ran = catch_unwind(AssertUnwindSafe(|| runtime.map(run)));
+        if !matches!(ran, Ok(Ok(()))) {
+            tracing::error!("the broker thread failed: hubbub ends");
+            std::process::exit(i32::from(EXIT_SOFTWARE));
         }
     })
 }

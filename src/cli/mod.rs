@@ -99,6 +99,13 @@ fn on_clap_error(error: &clap::Error) -> Action {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Action::Print(text),
+        // Not repeated: somebody may have passed a URL with its password.
+        _ if text.contains("://") => Action::Fail {
+            message: "error: unexpected argument: hubbub takes flags only, and a URL with a \
+                      password from its variable (see `hubbub --help`)"
+                .to_owned(),
+            code: EXIT_CONFIG,
+        },
         _ => Action::Fail { message: text.trim_end().to_owned(), code: EXIT_CONFIG },
     }
 }

@@ -71,6 +71,8 @@ fn fails_with_64() {
     check(&["--shards=0"], &[], &["error: --shards: \"0\""]);
     check(&["config"], &[("HUB_SHARDS", "0")], &["error: HUB_SHARDS: \"0\""]);
     check(&["--api-key", "hush"], &[], &["HUB_API_KEY_FILE"]);
+    let Action::Fail { message, .. } = act(&["redis://:hush@h"], &[]) else { panic!("taken") };
+    assert!(message.contains("unexpected argument") && !message.contains("hush"), "{message}");
     let two = [("HUB_SHARDS", "0"), ("HUB_LISTNE", "x")];
     check(&[], &two, &["error: HUB_SHARDS", "error: unknown knob HUB_LISTNE (did you mean"]);
 }

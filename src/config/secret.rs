@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
+use redis::IntoConnectionInfo;
+
 use super::values::Refusal;
 
 pub const MASK: &str = "***";
@@ -66,7 +68,12 @@ impl RedisUrl {
             _ => false,
         };
         let is_plain = rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        if is_wellformed && is_plain { Ok(RedisUrl(text.to_owned())) } else { Err(expected()) }
+        let is_understood = text.into_connection_info().is_ok();
+        if is_wellformed && is_plain && is_understood {
+            Ok(RedisUrl(text.to_owned()))
+        } else {
+            Err(expected())
+        }
     }
 
     /// With the password, for the client that connects.
@@ -219,6 +226,8 @@ mod tests {
             "redis://h/x",
             "redis://h/1/2",
             "redis://h?pass=pw",
+            "redis://h%zz:1/0%",
+            "redis://u:%ff%fe@h",
             "redis://0.0.0.0",
             "redis://[::]",
             "redis://[::1",

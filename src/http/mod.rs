@@ -45,6 +45,9 @@ struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shard.break_down();
+        }
         if let Some(id) = self.upgraded.take() {
             self.shard.remove(id);
         }

@@ -16,6 +16,10 @@ use crate::protocol::{
 };
 use crate::publication::Body;
 
+/// In debug builds under `HUB_DEV`: lets the tests see what a panic takes with it.
+#[cfg(debug_assertions)]
+const PANIC_METHOD: &str = "hubbub.panic";
+
 impl State {
     pub fn on_command(
         &mut self,
@@ -48,6 +52,10 @@ impl State {
                     line(out, |out| put_error(out, asked, &error));
                 }
                 Ok(())
+            }
+            #[cfg(debug_assertions)]
+            (_, Ask::Rpc(rpc)) if rpc.method == PANIC_METHOD && self.node.config.dev => {
+                panic!("asked for by a test");
             }
             (_, Ask::Send { .. }) => Err(Disconnect::NOT_AVAILABLE),
             (_, Ask::Ping) => {

@@ -146,7 +146,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    pub fn new(outbox_bytes_max: usize) -> Self {
+    pub fn new(outbox_bytes_max: usize, totals: Totals) -> Self {
         Self {
             seats: Vec::new(),
             free: Vec::new(),
@@ -155,7 +155,7 @@ impl Hub {
             cohorts: Cohorts::default(),
             dirty: DirtySet::default(),
             outbox_bytes_max,
-            totals: Totals::default(),
+            totals,
         }
     }
 

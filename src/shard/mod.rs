@@ -4,12 +4,15 @@
 //! [`SLICE`] a turn of the reactor; what arrives meanwhile joins the sessions not yet reached.
 //! After a full turn of the ring it pauses in proportion to what the turn cost, so that groups
 //! grow under load; an idle shard writes at once.
+//! A panic, in the loop or in a task, ends this life of the shard: its connections are cut, and
+//! it starts anew with nothing.
 //! **Invariant:** nothing of a shard is reached from another thread but its mailbox.
 
 mod cohort;
 mod commands;
 mod dirty;
 mod event;
+mod handle;
 pub mod hub;
 mod outbox;
 mod pause;
@@ -21,13 +24,15 @@ mod timers;
 mod waiting;
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 pub use event::{Accepted, LinkState, Role, ShardEvent};
-pub use state::{Joined, Shard};
+pub use handle::Shard;
+pub use state::Joined;
 
 use crate::broker::Door;
 use crate::mailbox::{self, Receiver, Sender, Unbound};
@@ -49,6 +54,8 @@ const ALPHA_LONG: f64 = 1.0;
 const LONG_TURN: Duration = Duration::from_millis(10);
 /// A turn and its pause together take at least this long.
 const FLOOR: Duration = Duration::from_micros(500);
+/// Between a panic and the next life: a fault that comes at once mustn't take a core.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Timers of sessions are looked at this often.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -68,14 +75,51 @@ pub fn spawn(
         if node.config.pin_shards {
             pin(idx);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build_local(tokio::runtime::LocalOptions::default());
-        match runtime {
-            Ok(runtime) => runtime.block_on(run(Shard::new(node, idx, door), events)),
-            Err(error) => tracing::error!(%error, shard = idx, "the shard's runtime didn't start"),
+        let events = events.bind();
+        for life in 0.. {
+            match live(&node, idx, life, &events, &door) {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Panicked) => {
+                    node.metrics.shards[idx].panics.add(1);
+                    tracing::error!(
+                        shard = idx,
+                        "panicked: its connections are cut, it starts anew"
+                    );
+                    std::thread::sleep(RESTART_PAUSE);
+                }
+                Err(error) => {
+                    tracing::error!(%error, shard = idx, "the shard's runtime didn't start");
+                    return;
+                }
+            }
         }
     })
+}
+
+enum Ended {
+    Stopped,
+    Panicked,
+}
+
+/// One life of a shard, from empty to stop or panic. The mailbox outlives it.
+fn live(
+    node: &Arc<Node>,
+    idx: usize,
+    life: u32,
+    events: &Receiver<ShardEvent>,
+    door: &Door,
+) -> std::io::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    let shard = Shard::new(node.clone(), idx, life, door.clone());
+    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(shard.clone(), events))));
+    if ran.is_err() {
+        shard.break_down();
+    }
+    // Ends the tasks, and with them the sockets: of a broken shard without looking at its state.
+    drop(runtime);
+    Ok(if shard.is_broken() { Ended::Panicked } else { Ended::Stopped })
 }
 
 fn pin(core: usize) {
@@ -159,22 +203,21 @@ impl Walk {
     }
 }
 
-async fn run(shard: Rc<Shard>, events: Unbound<ShardEvent>) {
-    let events = events.bind();
+async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let timer = PauseTimer::new();
-    tokio::task::spawn_local(sweep(shard.clone()));
+    shard.spawn(sweep(shard.clone()));
     let now = Instant::now();
     let mut walk =
         Walk { cursor: 0, left: 0, cost: Duration::ZERO, not_before: now, round_bytes: 0 };
     loop {
-        drain(&shard, &events, &mut walk);
-        if shard.has_stopped() {
+        drain(&shard, events, &mut walk);
+        if shard.has_stopped() || shard.is_broken() {
             return;
         }
         match walk.step(&shard) {
             Next::Go => tokio::task::yield_now().await,
-            Next::PauseUntil(until) => pause(&shard, &events, &timer, until).await,
-            Next::Sleep => sleep(&shard, &events).await,
+            Next::PauseUntil(until) => pause(&shard, events, &timer, until).await,
+            Next::Sleep => sleep(&shard, events).await,
         }
     }
 }
@@ -204,7 +247,7 @@ async fn pause(
     timer.set(until.saturating_duration_since(Instant::now()));
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
-        if timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
+        if shard.is_broken() || timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -217,7 +260,7 @@ async fn pause(
 async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
-        if !shard.is_clean() || events.poll_wait(cx).is_ready() {
+        if shard.is_broken() || !shard.is_clean() || events.poll_wait(cx).is_ready() {
             Poll::Ready(())
         } else {
             Poll::Pending

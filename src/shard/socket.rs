@@ -74,6 +74,9 @@ struct Task {
 
 impl Drop for Task {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shard.break_down();
+        }
         self.shard.remove(self.id);
     }
 }

@@ -1,34 +1,28 @@
 //! What a shard owns: the hub, the sessions, names of channels, requests to the broker.
 //!
-//! One `RefCell`, borrowed for the length of one event and never over an await.
+//! Behind the one `RefCell` of `handle`; runs on the shard thread.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 
 use ahash::HashMap;
 use slab::Slab;
 use tokio::sync::oneshot;
-use uuid::Uuid;
 
-use super::hub::{Hub, Queued, SessionId, Visit};
-use super::reader::{Flow, Input, Limits, Reader};
+use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::session::Session;
 use super::timers::Drain;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
-use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
+use crate::broker::{BrokerCommand, Position, Publish, PublishError, SurveyResult};
 use crate::frame;
-use crate::http::Handshakes;
-use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
-use crate::node::{Node, SocketPermit};
+use crate::node::Node;
 use crate::protocol::{Disconnect, ReplyError};
-use crate::publication::Format;
 
 /// A closing handshake may take this long, milliseconds.
 pub(super) const LINGER_MS: u64 = 3_000;
+/// Requests are numbered below it; above it stands the life of the shard.
+const LIFE_SHIFT: u32 = 24;
 /// Commands that wait for room in the broker's mailbox; more publishes are refused.
 const WAITING_COMMANDS_MAX: usize = 65_536;
 
@@ -49,6 +43,8 @@ pub(super) enum Request {
 pub(super) struct State {
     pub node: Arc<Node>,
     pub idx: usize,
+    /// How often the shard has started anew.
+    pub life: u32,
     pub hub: Hub,
     pub sessions: Vec<Option<Session>>,
     pub names: HashMap<Box<str>, Local>,
@@ -59,260 +55,39 @@ pub(super) struct State {
     pub drain: Option<Drain>,
 }
 
-/// One shard, on its thread.
-pub struct Shard {
-    pub node: Arc<Node>,
-    idx: usize,
-    door: Door,
-    state: RefCell<State>,
-    loop_waker: RefCell<Option<Waker>>,
-    stopped: Cell<bool>,
-    /// Connections that aren't upgraded.
-    pub handshakes: Handshakes,
-}
-
-impl Shard {
-    pub(super) fn new(node: Arc<Node>, idx: usize, door: Door) -> Rc<Self> {
-        let state = State {
-            hub: Hub::new(node.config.outbox_bytes_max),
-            sessions: Vec::new(),
-            names: HashMap::default(),
-            requests: Slab::new(),
-            commands: Vec::new(),
-            link: if node.config.redis_url.is_some() { LinkState::Down } else { LinkState::Up },
-            now_ms: node.now_ms(),
-            drain: None,
-            idx,
-            node: node.clone(),
-        };
-        let handshakes_max = node.config.handshakes_max.div_ceil(node.config.shards);
-        Rc::new(Self {
-            node,
-            idx,
-            door,
-            state: RefCell::new(state),
-            loop_waker: RefCell::new(None),
-            stopped: Cell::new(false),
-            handshakes: Handshakes::new(handshakes_max),
-        })
-    }
-
-    pub fn metrics(&self) -> &ShardMetrics {
-        &self.node.metrics.shards[self.idx]
-    }
-
-    // --- the loop
-
-    pub(super) fn is_clean(&self) -> bool {
-        self.state.borrow().hub.is_clean()
-    }
-
-    pub(super) fn n_seats(&self) -> u32 {
-        self.state.borrow().hub.seats_len()
-    }
-
-    pub(super) fn next_dirty(&self, from: u32, to: u32) -> Option<u32> {
-        self.state.borrow().hub.next_dirty(from, to)
-    }
-
-    pub(super) fn visit(&self, idx: u32) {
-        self.state.borrow_mut().visit(idx);
-    }
-
-    pub(super) fn has_stopped(&self) -> bool {
-        self.stopped.get()
-    }
-
-    pub(super) fn set_loop_waker(&self, cx: &Context<'_>) {
-        self.loop_waker.replace(Some(cx.waker().clone()));
-    }
-
-    fn wake_loop(&self) {
-        if !self.is_clean()
-            && let Some(waker) = self.loop_waker.take()
-        {
-            waker.wake();
-        }
-    }
-
-    /// Sends what is for the broker. Ends every event and every read, so it also reports.
-    pub fn flush_door(&self) {
-        let mut state = self.state.borrow_mut();
-        state.report_gauges(self.metrics());
-        if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
-        {
-            state.commands = batch;
-        }
-    }
-
-    /// Handles an event. Returns the publication bytes that were queued.
-    pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
-        match event {
-            ShardEvent::Publication { channel, publication } => {
-                return self.state.borrow_mut().hub.publish(channel, &publication);
-            }
-            ShardEvent::Accepted(accepted) => {
-                tokio::task::spawn_local(crate::http::serve(self.clone(), *accepted));
-            }
-            ShardEvent::Drain { spread_ms } => {
-                let mut state = self.state.borrow_mut();
-                let n_at_start = state.hub.n_sessions();
-                let started_ms = self.node.now_ms();
-                self.handshakes.close_idle();
-                state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
-            }
-            ShardEvent::Stop => self.stopped.set(true),
-            ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
-            event => self.state.borrow_mut().on_broker(event),
-        }
-        0
-    }
-
-    pub(super) fn on_tick(&self) {
-        let mut state = self.state.borrow_mut();
-        state.now_ms = self.node.now_ms();
-        state.sweep();
-        state.drain();
-        state.report(self.metrics());
-        self.metrics().http_connections.set(self.handshakes.n_open() as u64);
-        drop(state);
-        self.flush_door();
-        self.wake_loop();
-    }
-
-    // --- sessions
-
-    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`]. `None`:
-    /// the node has as many clients as it may.
-    pub fn add(&self, connection: Uuid, format: Format) -> Option<SessionId> {
-        if !self.node.admit_client() {
-            self.metrics().refused_clients.add(1);
-            return None;
-        }
-        let mut state = self.state.borrow_mut();
-        let id = state.hub.add_session(format);
-        let at = id.idx as usize;
-        if state.sessions.len() <= at {
-            state.sessions.resize_with(at + 1, || None);
-        }
-        let session = Session::new(connection, format, self.node.now_ms(), &self.node.config);
-        state.sessions[at] = Some(session);
-        state.report_gauges(self.metrics());
-        Some(id)
-    }
-
-    /// Joins a raw session to its channels; resolves once all are live.
-    pub fn join(&self, id: SessionId, channels: &[String]) -> oneshot::Receiver<Joined> {
-        let (sender, receiver) = oneshot::channel();
-        self.state.borrow_mut().join_raw(id, channels, sender);
-        self.flush_door();
-        receiver
-    }
-
-    /// Starts the task of an upgraded connection.
-    pub fn start(
-        self: &Rc<Self>,
-        id: SessionId,
-        stream: tokio::net::TcpStream,
-        leftover: Vec<u8>,
-        permit: SocketPermit,
-    ) {
-        tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover, permit));
-    }
-
-    pub(super) fn attach(&self, id: SessionId, fd: i32) {
-        let mut state = self.state.borrow_mut();
-        state.hub.attach(id, fd);
-        state.visit(id.idx);
-    }
-
-    /// Ends a session. Idempotent.
-    pub fn remove(&self, id: SessionId) {
-        let mut state = self.state.borrow_mut();
-        if state.hub.id_at(id.idx) == Some(id) {
-            state.hub.remove_session(id);
-            state.sessions[id.idx as usize] = None;
-            state.release_emptied();
-            self.node.client_left();
-        }
-        drop(state);
-        self.flush_door();
-    }
-
-    pub(super) fn set_waker(&self, id: SessionId, cx: &Context<'_>) {
-        if let Some(session) = self.state.borrow_mut().session(id)
-            && !session.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
-        {
-            session.waker = Some(cx.waker().clone());
-        }
-    }
-
-    pub(super) fn is_dead(&self, id: SessionId) -> bool {
-        self.state.borrow_mut().session(id).is_none_or(|session| session.dead)
-    }
-
-    pub(super) fn is_lagging(&self, id: SessionId) -> bool {
-        let mut state = self.state.borrow_mut();
-        state.hub.is_lagging(id) && state.session(id).is_some_and(|session| !session.dead)
-    }
-
-    pub(super) fn write_on(&self, id: SessionId) {
-        let mut state = self.state.borrow_mut();
-        state.hub.on_writable(id);
-        state.visit(id.idx);
-    }
-
-    /// Handles what a client sent.
-    pub(super) fn on_bytes(&self, id: SessionId, reader: &mut Reader, bytes: &mut [u8]) {
-        self.metrics().received_bytes.add(bytes.len() as u64);
-        let limits = Limits {
-            message_bytes_max: self.node.config.message_bytes_max,
-            fragments_max: super::reader::FRAGMENTS_MAX,
-        };
-        let mut state = self.state.borrow_mut();
-        if state.is_open(id) {
-            let outcome = reader.feed(bytes, &limits, &mut |input: Input<'_>| {
-                state.on_input(id, input);
-                if state.is_open(id) { Flow::Continue } else { Flow::Stop }
-            });
-            if let Err(violation) = outcome {
-                // SDKs expect 1009 without a reason (client protocol, 1.6).
-                let reason = if violation.close_code() == 1009 { "" } else { violation.reason() };
-                state.close_with(id, violation.close_code(), reason, Queued::Flush);
-            }
-            if !state.hub.is_lagging(id) {
-                state.visit(id.idx);
-            }
-        }
-        drop(state);
-        self.flush_door();
-        self.wake_loop();
-    }
-
-    // --- the server API
-
-    /// Publishes; the answer comes through the receiver.
-    pub fn publish(&self, publish: Publish) -> oneshot::Receiver<Result<Position, PublishError>> {
-        let (sender, receiver) = oneshot::channel();
-        self.state.borrow_mut().publish(publish, Request::Publish(sender));
-        self.flush_door();
-        receiver
-    }
-
-    /// Asks all shards for their channels.
-    pub fn survey(&self) -> oneshot::Receiver<SurveyResult> {
-        let (sender, receiver) = oneshot::channel();
-        let mut state = self.state.borrow_mut();
-        let request = state.requests.insert(Request::Survey(sender)) as u32;
-        let shard = self.idx;
-        state.commands.push(BrokerCommand::Survey { shard, request });
-        drop(state);
-        self.flush_door();
-        receiver
+/// Counters go on where they were before a panic.
+fn totals_of(metrics: &ShardMetrics) -> Totals {
+    Totals {
+        deliveries: metrics.deliveries.get(),
+        writes: metrics.writes.get(),
+        sent_bytes: metrics.sent_bytes.get(),
+        dropped_frames: metrics.drops_slow_consumer.get(),
+        skipped: metrics.drops_not_utf8.get(),
     }
 }
 
 impl State {
+    pub fn new(node: Arc<Node>, idx: usize, life: u32) -> Self {
+        Self {
+            hub: Hub::new(node.config.outbox_bytes_max, totals_of(&node.metrics.shards[idx])),
+            sessions: Vec::new(),
+            names: HashMap::default(),
+            requests: Slab::new(),
+            // After a panic the broker has to forget what this shard wanted before.
+            commands: if life == 0 {
+                Vec::new()
+            } else {
+                vec![BrokerCommand::Forget { shard: idx }]
+            },
+            link: if node.config.redis_url.is_some() { LinkState::Down } else { LinkState::Up },
+            now_ms: node.now_ms(),
+            drain: None,
+            idx,
+            life,
+            node,
+        }
+    }
+
     pub fn session(&mut self, id: SessionId) -> Option<&mut Session> {
         if self.hub.id_at(id.idx) != Some(id) {
             return None;
@@ -321,7 +96,7 @@ impl State {
     }
 
     /// Whether a session still listens: no close is queued, or waits for replies.
-    fn is_open(&mut self, id: SessionId) -> bool {
+    pub fn is_open(&mut self, id: SessionId) -> bool {
         !self.hub.is_closing(id) && self.session(id).is_some_and(|session| !session.is_ending())
     }
 
@@ -332,8 +107,21 @@ impl State {
             self.on_published(request, Err(PublishError::Unavailable));
             return;
         }
-        let request = self.requests.insert(request) as u32;
+        let request = self.ask(request);
         self.commands.push(BrokerCommand::Publish { shard, request, publish: Box::new(publish) });
+    }
+
+    /// Remembers a question to the broker. Its number names this life of the shard too, so that
+    /// the answer to an earlier one is no answer.
+    pub fn ask(&mut self, request: Request) -> u32 {
+        let at = self.requests.insert(request) as u32;
+        debug_assert!(at < 1 << LIFE_SHIFT);
+        (self.life << LIFE_SHIFT) | at
+    }
+
+    fn answered(&mut self, request: u32) -> Option<Request> {
+        let at = (request & ((1 << LIFE_SHIFT) - 1)) as usize;
+        (request >> LIFE_SHIFT == self.life & 0xff).then(|| self.requests.try_remove(at)).flatten()
     }
 
     fn on_published(&mut self, request: Request, result: Result<Position, PublishError>) {
@@ -344,17 +132,17 @@ impl State {
         }
     }
 
-    fn on_broker(&mut self, event: ShardEvent) {
+    pub fn on_broker(&mut self, event: ShardEvent) {
         match event {
             ShardEvent::Acquired { id, channel } => self.on_acquired(id, channel),
             ShardEvent::AcquireFailed { name } => self.on_acquire_failed(&name),
             ShardEvent::Published { request, result } => {
-                if let Some(request) = self.requests.try_remove(request as usize) {
+                if let Some(request) = self.answered(request) {
                     self.on_published(request, result);
                 }
             }
             ShardEvent::Surveyed { request, result } => {
-                if let Some(Request::Survey(sender)) = self.requests.try_remove(request as usize) {
+                if let Some(Request::Survey(sender)) = self.answered(request) {
                     drop(sender.send(*result));
                 }
             }
@@ -422,14 +210,14 @@ impl State {
     }
 
     /// What decisions are taken on (drain, limits) or clients are told (`info`): never stale.
-    fn report_gauges(&self, metrics: &ShardMetrics) {
+    pub fn report_gauges(&self, metrics: &ShardMetrics) {
         metrics.connections.set(self.hub.n_sessions() as u64);
         metrics.subscriptions.set(self.hub.n_subscriptions() as u64);
         metrics.channels.set(self.hub.n_channels() as u64);
         metrics.cohorts.set(self.hub.n_cohorts() as u64);
     }
 
-    fn report(&self, metrics: &ShardMetrics) {
+    pub fn report(&self, metrics: &ShardMetrics) {
         let totals = self.hub.totals;
         metrics.deliveries.set(totals.deliveries);
         metrics.writes.set(totals.writes);

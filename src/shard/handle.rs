@@ -1,0 +1,303 @@
+//! A shard as its tasks and its loop hold it: the state behind one `RefCell`, borrowed for the
+//! length of one event and never over an await, and the way out to the broker.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::hub::{Queued, SessionId};
+use super::reader::{Flow, Input, Limits, Reader};
+use super::session::Session;
+use super::state::{Joined, Request, State};
+use super::timers::Drain;
+use super::{ShardEvent, socket};
+use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
+use crate::http::Handshakes;
+use crate::mailbox::Urgency;
+use crate::metrics::ShardMetrics;
+use crate::node::{Node, SocketPermit};
+use crate::publication::Format;
+
+/// One shard, on its thread.
+pub struct Shard {
+    pub node: Arc<Node>,
+    idx: usize,
+    door: Door,
+    state: RefCell<State>,
+    loop_waker: RefCell<Option<Waker>>,
+    stopped: Cell<bool>,
+    broken: Cell<bool>,
+    /// Connections that aren't upgraded.
+    pub handshakes: Handshakes,
+}
+
+impl Shard {
+    pub(super) fn new(node: Arc<Node>, idx: usize, life: u32, door: Door) -> Rc<Self> {
+        let state = State::new(node.clone(), idx, life);
+        let handshakes_max = node.config.handshakes_max.div_ceil(node.config.shards);
+        Rc::new(Self {
+            node,
+            idx,
+            door,
+            state: RefCell::new(state),
+            loop_waker: RefCell::new(None),
+            stopped: Cell::new(false),
+            broken: Cell::new(false),
+            handshakes: Handshakes::new(handshakes_max),
+        })
+    }
+
+    pub fn metrics(&self) -> &ShardMetrics {
+        &self.node.metrics.shards[self.idx]
+    }
+
+    // --- the loop
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.state.borrow().hub.is_clean()
+    }
+
+    pub(super) fn n_seats(&self) -> u32 {
+        self.state.borrow().hub.seats_len()
+    }
+
+    pub(super) fn next_dirty(&self, from: u32, to: u32) -> Option<u32> {
+        self.state.borrow().hub.next_dirty(from, to)
+    }
+
+    pub(super) fn visit(&self, idx: u32) {
+        self.state.borrow_mut().visit(idx);
+    }
+
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    /// Starts a task; a panic in it breaks the shard.
+    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let guard = PanicGuard(self.clone());
+        tokio::task::spawn_local(async move {
+            let _guard = guard;
+            task.await;
+        });
+    }
+
+    /// Ends this life of the shard: the state can't be trusted any more.
+    pub fn break_down(&self) {
+        self.broken.set(true);
+        if let Some(waker) = self.loop_waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    pub(super) fn set_loop_waker(&self, cx: &Context<'_>) {
+        self.loop_waker.replace(Some(cx.waker().clone()));
+    }
+
+    fn wake_loop(&self) {
+        if !self.is_clean()
+            && let Some(waker) = self.loop_waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Sends what is for the broker. Ends every event and every read, so it also reports.
+    pub fn flush_door(&self) {
+        let mut state = self.state.borrow_mut();
+        state.report_gauges(self.metrics());
+        if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
+        {
+            state.commands = batch;
+        }
+    }
+
+    /// Handles an event. Returns the publication bytes that were queued.
+    pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
+        match event {
+            ShardEvent::Publication { channel, publication } => {
+                return self.state.borrow_mut().hub.publish(channel, &publication);
+            }
+            ShardEvent::Accepted(accepted) => {
+                self.spawn(crate::http::serve(self.clone(), *accepted));
+            }
+            ShardEvent::Drain { spread_ms } => {
+                let mut state = self.state.borrow_mut();
+                let n_at_start = state.hub.n_sessions();
+                let started_ms = self.node.now_ms();
+                self.handshakes.close_idle();
+                state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
+            }
+            ShardEvent::Stop => self.stopped.set(true),
+            ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
+            event => self.state.borrow_mut().on_broker(event),
+        }
+        0
+    }
+
+    pub(super) fn on_tick(&self) {
+        let mut state = self.state.borrow_mut();
+        state.now_ms = self.node.now_ms();
+        state.sweep();
+        state.drain();
+        state.report(self.metrics());
+        self.metrics().http_connections.set(self.handshakes.n_open() as u64);
+        drop(state);
+        self.flush_door();
+        self.wake_loop();
+    }
+
+    // --- sessions
+
+    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`]. `None`:
+    /// the node has as many clients as it may.
+    pub fn add(&self, connection: Uuid, format: Format) -> Option<SessionId> {
+        if !self.node.admit_client() {
+            self.metrics().refused_clients.add(1);
+            return None;
+        }
+        let mut state = self.state.borrow_mut();
+        let id = state.hub.add_session(format);
+        let at = id.idx as usize;
+        if state.sessions.len() <= at {
+            state.sessions.resize_with(at + 1, || None);
+        }
+        let session = Session::new(connection, format, self.node.now_ms(), &self.node.config);
+        state.sessions[at] = Some(session);
+        state.report_gauges(self.metrics());
+        Some(id)
+    }
+
+    /// Joins a raw session to its channels; resolves once all are live.
+    pub fn join(&self, id: SessionId, channels: &[String]) -> oneshot::Receiver<Joined> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().join_raw(id, channels, sender);
+        self.flush_door();
+        receiver
+    }
+
+    /// Starts the task of an upgraded connection.
+    pub fn start(
+        self: &Rc<Self>,
+        id: SessionId,
+        stream: tokio::net::TcpStream,
+        leftover: Vec<u8>,
+        permit: SocketPermit,
+    ) {
+        tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover, permit));
+    }
+
+    pub(super) fn attach(&self, id: SessionId, fd: i32) {
+        let mut state = self.state.borrow_mut();
+        state.hub.attach(id, fd);
+        state.visit(id.idx);
+    }
+
+    /// Ends a session. Idempotent.
+    pub fn remove(&self, id: SessionId) {
+        if self.is_broken() {
+            self.node.client_left();
+            return;
+        }
+        let mut state = self.state.borrow_mut();
+        if state.hub.id_at(id.idx) == Some(id) {
+            state.hub.remove_session(id);
+            state.sessions[id.idx as usize] = None;
+            state.release_emptied();
+            self.node.client_left();
+        }
+        drop(state);
+        self.flush_door();
+    }
+
+    pub(super) fn set_waker(&self, id: SessionId, cx: &Context<'_>) {
+        if let Some(session) = self.state.borrow_mut().session(id)
+            && !session.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            session.waker = Some(cx.waker().clone());
+        }
+    }
+
+    pub(super) fn is_dead(&self, id: SessionId) -> bool {
+        self.state.borrow_mut().session(id).is_none_or(|session| session.dead)
+    }
+
+    pub(super) fn is_lagging(&self, id: SessionId) -> bool {
+        let mut state = self.state.borrow_mut();
+        state.hub.is_lagging(id) && state.session(id).is_some_and(|session| !session.dead)
+    }
+
+    pub(super) fn write_on(&self, id: SessionId) {
+        let mut state = self.state.borrow_mut();
+        state.hub.on_writable(id);
+        state.visit(id.idx);
+    }
+
+    /// Handles what a client sent.
+    pub(super) fn on_bytes(&self, id: SessionId, reader: &mut Reader, bytes: &mut [u8]) {
+        self.metrics().received_bytes.add(bytes.len() as u64);
+        let limits = Limits {
+            message_bytes_max: self.node.config.message_bytes_max,
+            fragments_max: super::reader::FRAGMENTS_MAX,
+        };
+        let mut state = self.state.borrow_mut();
+        if state.is_open(id) {
+            let outcome = reader.feed(bytes, &limits, &mut |input: Input<'_>| {
+                state.on_input(id, input);
+                if state.is_open(id) { Flow::Continue } else { Flow::Stop }
+            });
+            if let Err(violation) = outcome {
+                // SDKs expect 1009 without a reason (client protocol, 1.6).
+                let reason = if violation.close_code() == 1009 { "" } else { violation.reason() };
+                state.close_with(id, violation.close_code(), reason, Queued::Flush);
+            }
+            if !state.hub.is_lagging(id) {
+                state.visit(id.idx);
+            }
+        }
+        drop(state);
+        self.flush_door();
+        self.wake_loop();
+    }
+
+    // --- the server API
+
+    /// Publishes; the answer comes through the receiver.
+    pub fn publish(&self, publish: Publish) -> oneshot::Receiver<Result<Position, PublishError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().publish(publish, Request::Publish(sender));
+        self.flush_door();
+        receiver
+    }
+
+    /// Asks all shards for their channels.
+    pub fn survey(&self) -> oneshot::Receiver<SurveyResult> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = state.ask(Request::Survey(sender));
+        let shard = self.idx;
+        state.commands.push(BrokerCommand::Survey { shard, request });
+        drop(state);
+        self.flush_door();
+        receiver
+    }
+}
+
+/// Breaks the shard when its task panics.
+struct PanicGuard(Rc<Shard>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_down();
+        }
+    }
+}
