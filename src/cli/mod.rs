@@ -24,7 +24,12 @@ as good as none. Times: 500ms, 25s, 1m, 2h. Sizes: 64KiB, 1MiB, 16kB, or bytes.
 
 Secrets have no flag:
   HUB_API_KEY       who may use /api, comma-separated for rotation; unset: the API is closed
-  HUB_API_KEY_FILE, HUB_REDIS_URL_FILE
+  HUB_TOKEN_HMAC_SECRET
+                    what the clients' tokens are signed with; unset: no token is good
+  HUB_TOKEN_HMAC_PREVIOUS_SECRET
+                    what they were signed with before that
+  HUB_API_KEY_FILE, HUB_REDIS_URL_FILE, HUB_TOKEN_HMAC_SECRET_FILE,
+  HUB_TOKEN_HMAC_PREVIOUS_SECRET_FILE
                     path of a file that holds the value
 
 Exit codes: 0 after a stop by SIGTERM or SIGINT, 64 for a bad configuration, 70 for an internal
