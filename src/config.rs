@@ -1,7 +1,7 @@
 //! Every knob and limit, validated before the first thread starts.
 //!
-//! Owns: the typed [`Config`], where each value came from ([`Loaded`]) and what was wrong
-//! ([`ConfigError`]). Thread: main, at start; afterwards a `Config` is a plain value that is cloned
+//! Owns: the typed [`Config`] with its [`Namespaces`], where each value came from ([`Loaded`]) and what
+//! was wrong ([`ConfigError`]). Thread: main, at start; afterwards a `Config` is a plain value that is cloned
 //! into whoever needs it.
 //! Who may call: main, tests and embedders, through [`Config::load`] or `cli::parse`.
 //!
@@ -12,29 +12,35 @@
 //! **Invariant:** a `Config` that left [`Config::load`] has passed every check.
 //! **Invariant:** no error, `Debug` or rendered text holds a secret.
 //!
-//! Absent: namespaces and reloading (there is no configuration file yet), and any use of the values.
+//! Absent: reloading (`namespaces` can be read again by itself), and any use of the values.
 
 mod error;
 mod flags;
 mod knob;
 mod knobs;
 mod machine;
+mod namespaces;
 mod secret;
 mod sources;
-mod values;
+pub(crate) mod values;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::{ConfigError, EXIT_CONFIG, Problem};
 pub(crate) use flags::{add_flags, read_flags};
 use knobs::KNOBS;
 pub use machine::Machine;
+pub use namespaces::{Access, Gap, LoadError, Mistake, Namespace, Namespaces, SlowConsumer};
 pub use secret::{RedisUrl, Secret};
 use sources::Given;
 pub use values::LogFormat;
+
+use crate::auth::Origins;
 
 const DEV_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -63,6 +69,22 @@ pub struct Config {
     pub dev: bool,
     /// Clients need no token.
     pub allow_anonymous: bool,
+    /// HMAC key of the clients' tokens; `None`: no token is good.
+    pub token_hmac_secret: Option<Secret>,
+    /// The key before that one, while tokens made with it are about.
+    pub token_hmac_previous_secret: Option<Secret>,
+    /// What a token's `aud` must hold, if set.
+    pub token_audience: Option<String>,
+    /// What a token's `iss` must be, if set.
+    pub token_issuer: Option<String>,
+    /// How long a connection or subscription outlives its token.
+    pub expired_grace: Duration,
+    /// Whose pages may connect.
+    pub allowed_origins: Origins,
+    /// The file that `namespaces` were read from.
+    pub config: Option<PathBuf>,
+    /// Without a file, every channel takes the defaults.
+    pub namespaces: Arc<Namespaces>,
     /// Empty: the API is closed.
     pub api_keys: Vec<Secret>,
     /// At least 1 s, since the wire counts it in whole seconds and 0 means none.
@@ -144,6 +166,14 @@ impl Config {
             redis_inbox_bytes_max: 64 * MIB,
             dev: false,
             allow_anonymous: false,
+            token_hmac_secret: None,
+            token_hmac_previous_secret: None,
+            token_audience: None,
+            token_issuer: None,
+            expired_grace: Duration::from_secs(25),
+            allowed_origins: Origins::Same,
+            config: None,
+            namespaces: Arc::default(),
             api_keys: Vec::new(),
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(8),
@@ -216,6 +246,7 @@ impl Loaded {
         let given = sources::choose(flags, env, &mut problems);
         let mut attempt = Attempt::new(machine, &given);
         attempt.apply(&given, &mut problems);
+        attempt.read_namespaces(&given, &mut problems);
         attempt.check_all(machine, &mut problems);
         if problems.is_empty() { Ok(attempt.loaded) } else { Err(ConfigError::from(problems)) }
     }
@@ -273,6 +304,16 @@ impl Attempt {
         }
     }
 
+    fn read_namespaces(&mut self, given: &[Option<Given>], problems: &mut Vec<Problem>) {
+        let Some(path) = &self.loaded.config.config else { return };
+        let knob_idx = knob::position("HUB_CONFIG").expect("invariant: HUB_CONFIG is a knob");
+        let name = given[knob_idx].as_ref().map_or("HUB_CONFIG", |given| &given.name);
+        match Namespaces::load(path) {
+            Ok(namespaces) => self.loaded.config.namespaces = Arc::new(namespaces),
+            Err(error) => problems.extend(Problem::of_file(name, path, error)),
+        }
+    }
+
     fn check_all(&self, machine: Machine, problems: &mut Vec<Problem>) {
         let config = &self.loaded.config;
         self.check(problems, &["HUB_PONG_TIMEOUT", "HUB_PING_INTERVAL"], || {
@@ -314,6 +355,11 @@ impl Attempt {
                  HUB_REDIS_URL or HUB_REDIS_URL_FILE instead of the flag"
                     .to_owned()
             })
+        });
+        let secrets = ["HUB_TOKEN_HMAC_PREVIOUS_SECRET", "HUB_TOKEN_HMAC_SECRET"];
+        self.check(problems, &secrets, || {
+            (config.token_hmac_previous_secret.is_some() && config.token_hmac_secret.is_none())
+                .then(|| "there is no HUB_TOKEN_HMAC_SECRET that it came before".to_owned())
         });
         if config.dev {
             self.check(problems, &["HUB_LISTEN"], || not_loopback(&config.listen));

@@ -3,8 +3,10 @@
 //! Code map: `server` (start, signals, drain), `listener` (accept, placement), `http` (upgrades,
 //! API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
 //! (the only way between threads), `channel`, `publication` (what is fanned out), `frame`,
-//! `protocol` (wire formats, sans-I/O), `config`, `cli`, `metrics`, `node`.
+//! `protocol` (wire formats, sans-I/O), `auth` (tokens, permissions, origins), `config`, `cli`,
+//! `metrics`, `node`.
 
+pub mod auth;
 pub mod broker;
 pub mod channel;
 pub mod cli;

@@ -13,6 +13,10 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
+        Action::Refuse(text) => {
+            print!("{text}");
+            ExitCode::FAILURE
+        }
         Action::Fail { message, code } => {
             eprintln!("{message}");
             ExitCode::from(code)

@@ -1,10 +1,13 @@
 //! The command line: `hubbub [FLAGS]` runs the hub, `hubbub config [FLAGS]` prints what it would run
-//! with. Decides only; main prints, runs and exits.
+//! with, `hubbub token` makes and checks tokens. Decides only; main prints, runs and exits.
 //!
 //! Knobs and their flags come from `config`; a further subcommand is one `Command` in [`command`] and
 //! one arm in [`parse`].
 
+mod token;
+
 use std::ffi::OsString;
+use std::io::{self, Read};
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command};
@@ -24,10 +27,15 @@ as good as none. Times: 500ms, 25s, 1m, 2h. Sizes: 64KiB, 1MiB, 16kB, or bytes.
 
 Secrets have no flag:
   HUB_API_KEY       who may use /api, comma-separated for rotation; unset: the API is closed
-  HUB_API_KEY_FILE, HUB_REDIS_URL_FILE
+  HUB_TOKEN_HMAC_SECRET
+                    what the clients' tokens are signed with; unset: no token is good
+  HUB_TOKEN_HMAC_PREVIOUS_SECRET
+                    what they were signed with before that
+  HUB_API_KEY_FILE, HUB_REDIS_URL_FILE, HUB_TOKEN_HMAC_SECRET_FILE,
+  HUB_TOKEN_HMAC_PREVIOUS_SECRET_FILE
                     path of a file that holds the value
 
-Exit codes: 0 after a stop by SIGTERM or SIGINT, 64 for a bad configuration, 70 for an internal
+Exit codes: 0 after a stop by SIGTERM or SIGINT, 1 for a refused token, 64 for a bad configuration, 70 for an internal
 failure, 130 or 143 on a second signal.";
 
 const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
@@ -39,6 +47,8 @@ pub enum Action {
     Run(Box<Loaded>),
     /// To stdout, as it is; exit 0.
     Print(String),
+    /// To stdout, as it is; exit 1.
+    Refuse(String),
     /// To stderr, with a newline; exit with `code`.
     Fail { message: String, code: u8 },
 }
@@ -47,6 +57,15 @@ pub enum Action {
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Action {
+    parse_with(args, env, &mut io::stdin())
+}
+
+/// `stdin` is read by `token check -` only.
+fn parse_with(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+    stdin: &mut dyn Read,
 ) -> Action {
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
@@ -57,6 +76,14 @@ pub fn parse(
             Ok(loaded) => Action::Print(config::render(&loaded)),
             Err(failure) => failure,
         },
+        Some(("token", matches)) => {
+            let (name, matches) =
+                matches.subcommand().expect("invariant: clap requires a subcommand of token");
+            match load(matches, env) {
+                Ok(loaded) => token::run(name, matches, &loaded.config, stdin),
+                Err(failure) => failure,
+            }
+        }
         _ => match load(&matches, env) {
             Ok(loaded) => Action::Run(Box::new(loaded)),
             Err(failure) => failure,
@@ -80,17 +107,16 @@ fn command() -> Command {
         .about(ABOUT)
         .after_help(AFTER)
         .help_template(TEMPLATE)
-        .override_usage("hubbub [FLAGS]\n       hubbub config [FLAGS]")
+        .override_usage(
+            "hubbub [FLAGS]\n       hubbub config [FLAGS]\n       hubbub token make|check …",
+        )
         .max_term_width(100)
         .no_binary_name(true)
         .disable_help_subcommand(true);
-    config::add_flags(root).subcommand(
-        Command::new("config")
-            .about(
-                "Print the effective configuration, secrets masked, and where each value is from",
-            )
-            .override_usage("hubbub config [FLAGS]"),
-    )
+    let config = Command::new("config")
+        .about("Print the effective configuration, secrets masked, and where each value is from")
+        .override_usage("hubbub config [FLAGS]");
+    config::add_flags(root).subcommand(config).subcommand(token::command())
 }
 
 /// Help and version come as errors; everything else is the caller's mistake, for which clap would

@@ -35,6 +35,11 @@ fn prints() {
     check(&["--version"], &[concat!("hubbub ", env!("CARGO_PKG_VERSION"))]);
     check(&["--help"], &["Usage: hubbub [FLAGS]", "--shards", "HUB_REDIS_URL", "HUB_API_KEY_FILE"]);
     check(&["-h"], &["--dev", "Exit codes"]);
+    check(
+        &["token", "make", "--help"],
+        &["Usage: hubbub token make", "--expires", "HUB_TOKEN_ISSUER"],
+    );
+    check(&["token", "check", "--help"], &["Usage: hubbub token check TOKEN"]);
     check(&["config", "--help"], &["Usage: hubbub config", "--dev"]);
     check(&["config", "--dev"], &["HUB_DEV=true  # flag\n", "HUB_LOG=info  # default\n"]);
     check(&["--dev", "config"], &["HUB_DEV=true  # flag\n"]);
@@ -51,6 +56,7 @@ fn help_names_every_knob() {
         assert!(help.contains(env), "{env} is not in\n{help}");
     }
     assert!(!help.contains("--tls-cert") && !help.contains("--api-key"), "{help}");
+    assert!(!help.contains("--token-hmac"), "{help}");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** no text here holds the value of a knob that can hold a secret.
 
+use std::path::Path;
+
 use super::knob::Knob;
+use super::namespaces::{LoadError, Mistake};
 use super::sources::Given;
 use super::values::{self, Refusal};
 
@@ -56,6 +59,8 @@ pub enum Problem {
     TwoSources { env: &'static str },
     #[error("{name}: cannot read {path:?}: {reason}")]
     File { name: String, path: String, reason: String },
+    #[error("{name}: {path}{}: {complaint}", at_line(.line))]
+    InFile { name: String, path: String, line: Option<usize>, complaint: String },
     #[error("{knob}: {complaint}")]
     Conflict { knob: &'static str, complaint: String },
     #[error("{0}")]
@@ -75,6 +80,31 @@ impl Problem {
             }
         }
     }
+}
+
+impl Problem {
+    /// What is wrong with the file that the knob `name` names.
+    pub(super) fn of_file(name: &str, path: &Path, error: LoadError) -> Vec<Problem> {
+        let (name, shown) = (name.to_owned(), path.display().to_string());
+        match error {
+            LoadError::Io(error) => {
+                vec![Problem::File { name, path: shown, reason: error.to_string() }]
+            }
+            LoadError::Mistakes(mistakes) => {
+                let problem = |Mistake { line, complaint }| Problem::InFile {
+                    name: name.clone(),
+                    path: shown.clone(),
+                    line,
+                    complaint,
+                };
+                mistakes.into_iter().map(problem).collect()
+            }
+        }
+    }
+}
+
+fn at_line(line: &Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(":{line}"))
 }
 
 fn hint(suggestion: &Option<String>) -> String {

@@ -1,11 +1,13 @@
 //! The one table of knobs. Flags, environment, help, `hubbub config` and the check for unknown names
 //! all read it; adding a knob is a field of `Config`, its default, and a row here.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::knob::{Kind, Knob};
 use super::secret::{self, RedisUrl};
-use super::values;
+use super::values::{self, Refusal};
+use crate::auth::Origins;
 
 const LISTENING: &str = "Listening";
 const THREADS: &str = "Threads";
@@ -92,6 +94,40 @@ macro_rules! switch {
     ($env:literal, $flag:literal, $heading:ident, $help:literal, $field:ident) => {
         knob!($env, $flag, $heading, "BOOL", $help, $field, values::boolean, bool::to_string)
             .kind(Kind::Switch)
+    };
+}
+
+/// The value is a secret shared with whoever makes tokens.
+macro_rules! token_secret {
+    ($env:literal, $flag:literal, $help:literal, $field:ident) => {
+        knob!(
+            $env,
+            $flag,
+            ACCESS,
+            "SECRET",
+            $help,
+            $field,
+            |text| secret::token_secret(text).map(Some),
+            values::show_option
+        )
+        .kind(Kind::Secret)
+    };
+}
+
+/// The value is a line of text, or unset.
+macro_rules! text {
+    ($env:literal, $flag:literal, $heading:ident, $help:literal, $field:ident) => {
+        knob!(
+            $env,
+            $flag,
+            $heading,
+            "TEXT",
+            $help,
+            $field,
+            |text| values::line(text).map(Some),
+            values::show_option
+        )
+        .default_text("unset")
     };
 }
 
@@ -182,6 +218,63 @@ pub static KNOBS: &[Knob] = &[
          refused",
         allow_anonymous
     ),
+    token_secret!(
+        "HUB_TOKEN_HMAC_SECRET",
+        "token-hmac-secret",
+        "Secret of the clients' tokens (HS256, HS384, HS512)",
+        token_hmac_secret
+    ),
+    token_secret!(
+        "HUB_TOKEN_HMAC_PREVIOUS_SECRET",
+        "token-hmac-previous-secret",
+        "The secret before that, while tokens made with it are about",
+        token_hmac_previous_secret
+    ),
+    text!(
+        "HUB_TOKEN_AUDIENCE",
+        "token-audience",
+        ACCESS,
+        "If set, what a token's aud must hold",
+        token_audience
+    ),
+    text!(
+        "HUB_TOKEN_ISSUER",
+        "token-issuer",
+        ACCESS,
+        "If set, what a token's iss must be",
+        token_issuer
+    ),
+    time!(
+        "HUB_EXPIRED_GRACE",
+        "expired-grace",
+        ACCESS,
+        "From a token's end to its connection's or subscription's, for a fresh one to come",
+        expired_grace,
+        Duration::ZERO..=HOUR
+    ),
+    knob!(
+        "HUB_ALLOWED_ORIGINS",
+        "allowed-origins",
+        ACCESS,
+        "ORIGIN,…",
+        "Whose web pages may connect, such as https://app.example, https://*.app.example or * for \
+         all; in place of the same origin, so name your own too",
+        allowed_origins,
+        |text| Origins::parse(text).map_err(Refusal::Expected),
+        Origins::to_string
+    )
+    .default_text("same origin"),
+    knob!(
+        "HUB_CONFIG",
+        "config",
+        ACCESS,
+        "FILE",
+        "TOML file with namespaces: which channels there are, and who may do what there",
+        config,
+        |text| values::line(text).map(|path| Some(PathBuf::from(path))),
+        |path: &Option<PathBuf>| values::show_option(&path.as_ref().map(|path| path.display()))
+    )
+    .default_text("unset: every channel, with the defaults"),
     knob!(
         "HUB_API_KEY",
         "api-key",

@@ -1,4 +1,4 @@
-//! Values that must not be seen: API keys, and the Redis URL because of its password.
+//! Values that must not be seen: API keys, token secrets, and the Redis URL because of its password.
 //!
 //! **Invariant:** `Debug` and `Display` mask; only `expose` shows. There is no `PartialEq`: keys are
 //! compared in constant time, by whoever checks them.
@@ -12,12 +12,12 @@ use super::values::Refusal;
 
 pub const MASK: &str = "***";
 
-/// One key.
+/// One key or shared secret.
 #[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The key itself, for the comparison.
+    /// The key itself, for the comparison or the signature.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -44,6 +44,15 @@ pub fn api_keys(text: &str) -> Result<Vec<Secret>, Refusal> {
     } else {
         Err(Refusal::expected("keys of visible ASCII characters, comma-separated, none empty"))
     }
+}
+
+/// A secret shared with whoever makes tokens. Its length is theirs to choose, since they chose it: a
+/// minimum would lock out a back end that runs today.
+pub fn token_secret(text: &str) -> Result<Secret, Refusal> {
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err(Refusal::expected("a text without control characters"));
+    }
+    Ok(Secret(text.to_owned()))
 }
 
 /// `redis://[user:password@]host[:port][/db]` or `redis+unix:///path[?db=&user=&pass=]`.
@@ -253,6 +262,13 @@ mod tests {
             let refusal = RedisUrl::parse(&format!("{scheme}://u:pw@h")).err();
             assert_eq!(refusal, Some(Refusal::NotYet(format!("{scheme}://"))));
         }
+    }
+
+    #[test]
+    fn token_secrets_are_taken_as_they_are() {
+        let secret = token_secret(" a,b ä ").expect("a good secret");
+        assert_eq!((secret.expose(), secret.to_string().as_str()), (" a,b ä ", MASK));
+        assert!(token_secret("").is_err() && token_secret("a\nb").is_err());
     }
 
     #[test]

@@ -180,6 +180,7 @@ mod tests {
         let file = |env| Name::File(knob::position(env).unwrap());
         assert_eq!(classify("HUB_SHARDS"), knob("HUB_SHARDS"));
         assert_eq!(classify("HUB_API_KEY_FILE"), file("HUB_API_KEY"));
+        assert_eq!(classify("HUB_TOKEN_HMAC_SECRET_FILE"), file("HUB_TOKEN_HMAC_SECRET"));
         assert_eq!(classify("HUB_REDIS_URL_FILE"), file("HUB_REDIS_URL"));
         for foreign in [
             "PATH",
@@ -195,11 +196,10 @@ mod tests {
             assert_eq!(classify(foreign), Name::Foreign, "{foreign}");
         }
         for not_yet in [
-            "HUB_CONFIG",
             "HUB_TLS_CERT",
-            "HUB_TOKEN_HMAC_SECRET",
+            "HUB_TOKEN_JWKS_URL",
             "HUB_NODE_ID",
-            "HUB_TOKEN_HMAC_SECRET_FILE",
+            "HUB_TOKEN_RSA_PUBLIC_KEY_FILE",
             "HUB_CONNECTIONS_PER_IP",
         ] {
             assert_eq!(classify(not_yet), Name::NotYet, "{not_yet}");

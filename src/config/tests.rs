@@ -47,6 +47,8 @@ fn every_knob_can_be_set() {
          HUB_UNSUBSCRIBE_DELAY=6ms HUB_NOTSENT_BYTES=7KiB HUB_MESSAGE_BYTES_MAX=8KiB \
          HUB_PUBLICATION_BYTES_MAX=9KiB HUB_OUTBOX_BYTES_MAX=10KiB HUB_API_BODY_BYTES_MAX=11KiB \
          HUB_CHANNEL_BYTES_MAX=12 HUB_CHANNELS_MAX=13 HUB_CONNECTIONS_MAX=14 HUB_HANDSHAKES_MAX=16 \
+         HUB_TOKEN_AUDIENCE=hub HUB_TOKEN_ISSUER=app HUB_EXPIRED_GRACE=16s \
+         HUB_ALLOWED_ORIGINS=https://*.a.example HUB_CONFIG=/dev/null \
          HUB_DRAIN_TIMEOUT=15s HUB_LOG=warn HUB_LOG_FORMAT=json";
     let mut flags = String::new();
     let mut expected_debug = Vec::new();
@@ -58,7 +60,8 @@ fn every_knob_can_be_set() {
         // `pong_timeout: 49s` of the derived Debug: the field bears the knob's name.
         expected_debug.push(format!("{}: ", knob.flag.replace('-', "_")));
     }
-    assert_eq!(expected_debug.len(), KNOBS.len() - 1, "all but HUB_API_KEY, which has no flag");
+    let n_secrets = KNOBS.iter().filter(|knob| knob.kind == knob::Kind::Secret).count();
+    assert_eq!(expected_debug.len(), KNOBS.len() - n_secrets, "all but those without a flag");
     let check = |loaded: &Loaded, source: &str| {
         let shown = render(loaded);
         let debug = format!("{:?}", loaded.config);
@@ -119,6 +122,15 @@ fn errors_say_what_was_expected() {
         "HUB_REDIS_URL=rediss://u:pw@h",
         "HUB_REDIS_URL: rediss:// is not available in this version",
     );
+    check(
+        "",
+        "HUB_EXPIRED_GRACE=25",
+        "HUB_EXPIRED_GRACE: \"25\" is not valid: expected a duration such as 500ms, 25s, 1m or 2h, \
+         from 0 to 1h",
+    );
+    let origin = errors("", "HUB_ALLOWED_ORIGINS=https://a.example/");
+    let start = "HUB_ALLOWED_ORIGINS: \"https://a.example/\" is not valid: expected * alone, or ";
+    assert!(origin.starts_with(start), "{origin}");
     let several = errors("", "HUB_SHARDS=0 HUB_SHARD=1 HUB_LOG=loud");
     assert_eq!(several.lines().count(), 3, "{several}");
 }
@@ -138,6 +150,7 @@ fn values_are_checked_against_each_other() {
     check("", "HUB_DEV=true HUB_LISTEN=127.0.0.1:1,0.0.0.0:2", "HUB_LISTEN");
     check("--dev", "HUB_INTERNAL_LISTEN=[::]:1", "HUB_INTERNAL_LISTEN");
     check("--redis-url=redis://:pw@h", "", "HUB_REDIS_URL");
+    check("", "HUB_TOKEN_HMAC_PREVIOUS_SECRET=old", "HUB_TOKEN_HMAC_PREVIOUS_SECRET");
     // No second complaint that follows from the first.
     check("", "HUB_PING_INTERVAL=x HUB_PONG_TIMEOUT=30s", "HUB_PING_INTERVAL");
     loaded("", "HUB_CONNECTIONS_MAX=960 HUB_LISTEN=127.0.0.1:0,127.0.0.1:0");
@@ -155,7 +168,14 @@ fn blamed(problem: &Problem) -> &str {
 
 #[test]
 fn secrets_never_show() {
-    let loaded = loaded("", "HUB_API_KEY=hush,quiet HUB_REDIS_URL=redis://u:hush@h");
+    let loaded = loaded(
+        "",
+        "HUB_API_KEY=hush,quiet HUB_REDIS_URL=redis://u:hush@h HUB_TOKEN_HMAC_SECRET=hush1 \
+         HUB_TOKEN_HMAC_PREVIOUS_SECRET=hush2",
+    );
+    let secrets = [&loaded.config.token_hmac_secret, &loaded.config.token_hmac_previous_secret];
+    let secrets = secrets.map(|secret| secret.as_ref().map(Secret::expose));
+    assert_eq!(secrets, [Some("hush1"), Some("hush2")]);
     let url = loaded.config.redis_url.as_ref().map(RedisUrl::expose);
     assert_eq!(url, Some("redis://u:hush@h"));
     let keys: Vec<&str> = loaded.config.api_keys.iter().map(Secret::expose).collect();
@@ -163,6 +183,8 @@ fn secrets_never_show() {
     let shown = render(&loaded);
     assert!(shown.contains("HUB_API_KEY=***,***  # env\n"), "{shown}");
     assert!(shown.contains("HUB_REDIS_URL=redis://u:***@h  # env\n"), "{shown}");
+    assert!(shown.contains("HUB_TOKEN_HMAC_SECRET=***  # env\n"), "{shown}");
+    assert!(shown.contains("HUB_TOKEN_HMAC_PREVIOUS_SECRET=***  # env\n"), "{shown}");
     let debug = format!("{loaded:?}");
     let refused = [
         errors("", "HUB_API_KEY=hush,,quiet"),
@@ -170,6 +192,9 @@ fn secrets_never_show() {
         errors("--redis-url=redis://:hush@h", ""),
         errors("--redis-url=hush", ""),
         errors("--api-key=hush", ""),
+        errors("--token-hmac-secret=hush", ""),
+        errors("", "HUB_TOKEN_HMAC_SECRET=hush\u{7}"),
+        errors("", "HUB_TOKEN_HMAC_PREVIOUS_SECRET=hush"),
     ];
     for text in refused.iter().chain([&shown, &debug]) {
         assert!(!text.contains("hush") && !text.contains("quiet"), "{text}");
@@ -188,6 +213,8 @@ fn a_secret_that_is_no_text_does_not_show_either() {
     };
     check("HUB_API_KEY", false);
     check("HUB_REDIS_URL", false);
+    check("HUB_TOKEN_HMAC_SECRET", false);
+    check("HUB_TOKEN_ISSUER", true);
     check("HUB_LOG", true);
 }
 
@@ -209,6 +236,39 @@ fn secrets_come_from_files() {
     assert_eq!(keys, ["one", "two"]);
     assert_eq!(both, "HUB_API_KEY and HUB_API_KEY_FILE are both set: expected one of them");
     assert!(empty.ends_with("the file is empty"), "{empty}");
+}
+
+#[test]
+fn namespaces_come_from_the_file() {
+    let name = format!("hubbub-config-test-{}.toml", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let (flag, env) =
+        (format!("--config={}", path.display()), format!("HUB_CONFIG={}", path.display()));
+    let missing = errors("", &env);
+    fs::write(&path, "[namespaces.a]\nsubscribe = \"anyone\"\n").expect("a writable folder");
+    let good = [loaded("", &env), loaded(&flag, "")];
+    fs::write(&path, "[namespaces.a]\nsubscribe = \"all\"\ndelta = true\n")
+        .expect("a writable folder");
+    let bad = [errors("", &env), errors(&flag, "HUB_SHARDS=0")];
+    fs::remove_file(&path).expect("a file of this test");
+    assert!(
+        missing.starts_with("HUB_CONFIG: cannot read ") && missing.contains("No such file"),
+        "{missing}"
+    );
+    for Loaded { config, .. } in good {
+        let found = config.namespaces.of("a:1").map(|namespace| namespace.subscribe);
+        assert_eq!((found, config.namespaces.of("b:1")), (Some(Access::Anyone), None));
+    }
+    let lines = |knob: &str| {
+        let (at, expected) = (path.display(), "expected nobody, token, user or anyone");
+        format!(
+            "{knob}: {at}:2: namespaces.a.subscribe: \"all\" is not valid: {expected}\n\
+             {knob}: {at}:3: namespaces.a.delta = true is not available in this version"
+        )
+    };
+    assert_eq!(bad[0], lines("HUB_CONFIG"));
+    assert!(bad[1].contains(&lines("--config")) && bad[1].contains("HUB_SHARDS"), "{}", bad[1]);
+    assert!(loaded("", "").config.namespaces.of("b:1").is_some());
 }
 
 #[test]

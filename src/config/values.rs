@@ -147,6 +147,19 @@ pub fn prefix(text: &str) -> Result<String, Refusal> {
     }
 }
 
+/// A name or a path.
+pub fn line(text: &str) -> Result<String, Refusal> {
+    if text.contains(char::is_control) {
+        Err(Refusal::expected("a text without control characters"))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+pub fn show_option<T: Display>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(String::new, T::to_string)
+}
+
 /// Stricter than the filter it ends in, which takes a mistyped level for the name of a module and
 /// then logs nothing.
 pub fn log_filter(text: &str) -> Result<String, Refusal> {

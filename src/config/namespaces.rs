@@ -1,0 +1,434 @@
+//! Namespaces: what holds for which channels, from the TOML file that `HUB_CONFIG` names.
+//!
+//! `[namespaces.prices]` is for the channels `prices:*`, `[namespaces.""]` for those without a `:`,
+//! `[namespaces."*"]` for all the rest. A channel's namespace is the part before its first `:`, taken
+//! literally; `:x` has none, so it belongs to the rest. Without a file every channel takes the
+//! defaults; with one, a channel of no namespace does not exist (error 102).
+//!
+//! Owned by whoever holds the `Config`; a plain value, any thread, never changed once read.
+//! **Invariant:** looking up a channel allocates nothing.
+//! **Invariant:** a file with a mistake gives no namespaces, and every mistake at once.
+//!
+//! All keys of the design are read and checked; a value for which there is no code yet is refused as
+//! such, since whoever writes it relies on it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::values::{self, Refusal};
+use crate::channel::{self, NameError};
+
+/// Thousands of namespaces; a path to something endless must not fill the memory.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Of a namespace's name; as long as a channel's can be made.
+const NAME_BYTES_MAX: usize = 4096;
+
+/// Which clients may do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Nobody,
+    /// With a subscription token.
+    Token,
+    /// While subscribed.
+    Subscriber,
+    /// Authenticated.
+    User,
+    Anyone,
+}
+
+/// What happens to a subscriber whose outbox is over its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowConsumer {
+    /// Close 3008.
+    Disconnect,
+}
+
+/// What happens to the subscribers of a channel without positions after a gap inside the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    Count,
+    /// Unsubscribe 2500; raw: close 3010.
+    Resubscribe,
+}
+
+/// What holds for a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    pub subscribe: Access,
+    pub publish: Access,
+    pub history: Access,
+    pub presence_access: Access,
+    pub slow_consumer: SlowConsumer,
+    pub gap: Gap,
+}
+
+impl Default for Namespace {
+    fn default() -> Namespace {
+        Namespace {
+            subscribe: Access::User,
+            publish: Access::Nobody,
+            history: Access::Nobody,
+            presence_access: Access::Nobody,
+            slow_consumer: SlowConsumer::Disconnect,
+            gap: Gap::Count,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespaces {
+    by_name: HashMap<Box<str>, Namespace, ahash::RandomState>,
+    /// Of channels without a `:`.
+    plain: Option<Namespace>,
+    rest: Option<Namespace>,
+}
+
+/// Without a file.
+impl Default for Namespaces {
+    fn default() -> Namespaces {
+        let rest = Some(Namespace::default());
+        Namespaces { by_name: HashMap::default(), plain: None, rest }
+    }
+}
+
+/// A mistake in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// From 1; `None` if no line is to blame.
+    pub line: Option<usize>,
+    pub complaint: String,
+}
+
+impl Namespaces {
+    /// `None`: no namespace covers the channel.
+    pub fn of(&self, channel: &str) -> Option<&Namespace> {
+        let own = match channel.split_once(':') {
+            Some((name, _)) => self.by_name.get(name),
+            None => self.plain.as_ref(),
+        };
+        own.or(self.rest.as_ref())
+    }
+
+    /// Whether a client without a user may subscribe to anything.
+    pub fn let_anyone_in(&self) -> bool {
+        let all = self.by_name.values().chain(&self.plain).chain(&self.rest);
+        all.into_iter().any(|namespace| namespace.subscribe == Access::Anyone)
+    }
+
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Namespaces, LoadError> {
+        let mut text = String::new();
+        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("more than {FILE_BYTES_MAX} bytes")).into());
+        }
+        Namespaces::parse(&text).map_err(LoadError::Mistakes)
+    }
+
+    /// Reads the text of a file. The mistakes are in the order of their lines.
+    pub fn parse(text: &str) -> Result<Namespaces, Vec<Mistake>> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut reading = Reading { text, mistakes: Vec::new() };
+        for error in &errors {
+            reading.blame(error.span().map(|span| span.start), error.message().to_owned());
+        }
+        // A half-read file would only give mistakes that follow from the first.
+        let namespaces =
+            if errors.is_empty() { reading.root(root.get_ref()) } else { Namespaces::default() };
+        reading.mistakes.sort_by_key(|mistake| mistake.line);
+        if reading.mistakes.is_empty() { Ok(namespaces) } else { Err(reading.mistakes) }
+    }
+}
+
+/// Why there are no namespaces.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{} mistakes", .0.len())]
+    Mistakes(Vec<Mistake>),
+}
+
+/// A file on its way.
+struct Reading<'a> {
+    text: &'a str,
+    mistakes: Vec<Mistake>,
+}
+
+type Key<'a> = Spanned<std::borrow::Cow<'a, str>>;
+type Value<'a> = Spanned<DeValue<'a>>;
+
+impl Reading<'_> {
+    fn blame(&mut self, at: Option<usize>, complaint: String) {
+        let line =
+            at.map(|at| 1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count());
+        self.mistakes.push(Mistake { line, complaint });
+    }
+
+    fn root(&mut self, root: &DeTable<'_>) -> Namespaces {
+        let mut namespaces = Namespaces { by_name: HashMap::default(), plain: None, rest: None };
+        for (key, value) in root {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("namespaces", DeValue::Table(tables)) => self.tables(tables, &mut namespaces),
+                ("namespaces", _) => {
+                    let complaint = "namespaces: expected tables such as [namespaces.prices]";
+                    self.blame(Some(value.span().start), complaint.to_owned());
+                }
+                (unknown, _) => {
+                    let complaint = format!("unknown key {}: expected namespaces", shown(unknown));
+                    self.blame(Some(key.span().start), complaint);
+                }
+            }
+        }
+        namespaces
+    }
+
+    fn tables(&mut self, tables: &DeTable<'_>, into: &mut Namespaces) {
+        for (key, value) in tables {
+            let name = key.get_ref().as_ref();
+            let DeValue::Table(table) = value.get_ref() else {
+                let complaint = format!("namespaces.{}: expected a table", shown(name));
+                self.blame(Some(value.span().start), complaint);
+                continue;
+            };
+            let namespace = self.namespace(name, table);
+            match name {
+                "" => into.plain = Some(namespace),
+                "*" => into.rest = Some(namespace),
+                name => {
+                    if let Err(expected) = check_name(name) {
+                        let complaint = format!("namespaces.{}: expected {expected}", shown(name));
+                        self.blame(Some(key.span().start), complaint);
+                    }
+                    into.by_name.insert(name.into(), namespace);
+                }
+            }
+        }
+    }
+
+    fn namespace(&mut self, name: &str, table: &DeTable<'_>) -> Namespace {
+        let mut namespace = Namespace::default();
+        for (key, value) in table {
+            self.entry(name, key, value, &mut namespace);
+        }
+        namespace
+    }
+
+    fn entry(&mut self, name: &str, key: &Key<'_>, value: &Value<'_>, into: &mut Namespace) {
+        let path = format!("namespaces.{}.{}", shown(name), shown(key.get_ref()));
+        let Some(row) = KEYS.iter().find(|row| row.key == key.get_ref().as_ref()) else {
+            let known: Vec<&str> = KEYS.iter().map(|row| row.key).collect();
+            let complaint = format!("unknown key {path}: expected {}", known.join(", "));
+            return self.blame(Some(key.span().start), complaint);
+        };
+        let complaint = match (row.set)(into, value.get_ref()) {
+            Ok(()) => return,
+            Err(Refusal::NotYet(what)) => {
+                format!("{path} = {what} is not available in this version")
+            }
+            Err(Refusal::Expected(expected)) => {
+                format!(
+                    "{path}: {} is not valid: expected {expected}",
+                    shown_value(value.get_ref())
+                )
+            }
+        };
+        self.blame(Some(value.span().start), complaint);
+    }
+}
+
+/// One key of a namespace.
+struct Row {
+    key: &'static str,
+    set: fn(&mut Namespace, &DeValue<'_>) -> Result<(), Refusal>,
+}
+
+static KEYS: &[Row] = &[
+    Row {
+        key: "subscribe",
+        set: |namespace, value| {
+            // Only a subscriber may become one: nobody.
+            namespace.subscribe = access(value, Some(Access::Subscriber))?;
+            Ok(())
+        },
+    },
+    Row {
+        key: "publish",
+        set: |namespace, value| {
+            namespace.publish = access(value, None)?;
+            Ok(())
+        },
+    },
+    Row {
+        key: "history",
+        set: |namespace, value| {
+            namespace.history = access(value, None)?;
+            Ok(())
+        },
+    },
+    Row {
+        key: "presence_access",
+        set: |namespace, value| {
+            namespace.presence_access = access(value, None)?;
+            Ok(())
+        },
+    },
+    Row {
+        key: "slow_consumer",
+        set: |namespace, value| {
+            word(value, &["disconnect"], &["conflate"])?;
+            namespace.slow_consumer = SlowConsumer::Disconnect;
+            Ok(())
+        },
+    },
+    Row {
+        key: "gap",
+        set: |namespace, value| {
+            namespace.gap = match word(value, &["count", "resubscribe"], &[])? {
+                "count" => Gap::Count,
+                _ => Gap::Resubscribe,
+            };
+            Ok(())
+        },
+    },
+    Row {
+        key: "history_size",
+        set: |_, value| no_count_yet(value, "0 or a number of publications"),
+    },
+    Row { key: "history_ttl", set: |_, value| no_time_yet(value) },
+    Row { key: "recovery", set: |_, value| word(value, &["off"], &["stream", "cache"]).map(drop) },
+    Row { key: "presence", set: |_, value| no_switch_yet(value) },
+    Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
+    Row {
+        key: "max_rate",
+        set: |_, value| match value.as_str() {
+            Some("off") => Ok(()),
+            _ => no_count_yet(value, "off or a number of publications a second"),
+        },
+    },
+    Row { key: "write_delay", set: |_, value| no_time_yet(value) },
+    Row { key: "delta", set: |_, value| no_switch_yet(value) },
+    Row { key: "tags_filter", set: |_, value| no_switch_yet(value) },
+];
+
+const ACCESSES: [(&str, Access); 5] = [
+    ("nobody", Access::Nobody),
+    ("token", Access::Token),
+    ("subscriber", Access::Subscriber),
+    ("user", Access::User),
+    ("anyone", Access::Anyone),
+];
+
+fn access(value: &DeValue<'_>, senseless: Option<Access>) -> Result<Access, Refusal> {
+    let known = || ACCESSES.iter().filter(|(_, access)| Some(*access) != senseless);
+    let found = value.as_str().and_then(|text| known().find(|(word, _)| *word == text));
+    found.map(|(_, access)| *access).ok_or_else(|| {
+        let words: Vec<&str> = known().map(|(word, _)| *word).collect();
+        Refusal::Expected(listed(&words))
+    })
+}
+
+/// One of `now`, returned as it stands there; one of `later` is not available yet.
+fn word(
+    value: &DeValue<'_>,
+    now: &[&'static str],
+    later: &[&'static str],
+) -> Result<&'static str, Refusal> {
+    let text = value.as_str().unwrap_or_default();
+    if let Some(word) = now.iter().find(|word| **word == text) {
+        return Ok(word);
+    }
+    if later.contains(&text) {
+        return Err(Refusal::NotYet(format!("{text:?}")));
+    }
+    let words: Vec<&str> = now.iter().chain(later).copied().collect();
+    Err(Refusal::Expected(listed(&words)))
+}
+
+fn no_switch_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
+    match value.as_bool() {
+        Some(false) => Ok(()),
+        Some(true) => Err(Refusal::NotYet("true".to_owned())),
+        None => Err(Refusal::expected("true or false")),
+    }
+}
+
+fn no_count_yet(value: &DeValue<'_>, expected: &str) -> Result<(), Refusal> {
+    match value
+        .as_integer()
+        .and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok())
+    {
+        Some(0) => Ok(()),
+        Some(number) => Err(Refusal::NotYet(number.to_string())),
+        None => Err(Refusal::expected(expected)),
+    }
+}
+
+fn no_time_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
+    if value.as_integer().is_some_and(|number| number.as_str() == "0") {
+        return Ok(());
+    }
+    match value.as_str() {
+        Some("off" | "0") => Ok(()),
+        Some(text) if values::duration(text, Duration::ZERO..=Duration::MAX).is_ok() => {
+            Err(Refusal::NotYet(format!("{text:?}")))
+        }
+        _ => Err(Refusal::expected("off, 0 or a duration such as \"500ms\" or \"60s\"")),
+    }
+}
+
+fn listed(words: &[&str]) -> String {
+    match words {
+        [but_last @ .., last] if !but_last.is_empty() => {
+            format!("{} or {last}", but_last.join(", "))
+        }
+        words => words.concat(),
+    }
+}
+
+/// A namespace that no channel can be in would be a rule that silently never holds.
+fn check_name(name: &str) -> Result<(), &'static str> {
+    if name.contains(':') {
+        return Err("a name without a colon: it is what stands before a channel's first one");
+    }
+    match channel::check_name(&format!("{name}:"), NAME_BYTES_MAX) {
+        Ok(()) => Ok(()),
+        Err(NameError::Reserved) => Err("another name: this one is reserved"),
+        Err(NameError::TooLong) => Err("a shorter name"),
+        Err(NameError::Empty | NameError::NotPrintable) => {
+            Err("a name of printable ASCII characters without spaces")
+        }
+    }
+}
+
+/// A key as TOML writes it, and never a raw control character.
+fn shown(key: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if !key.is_empty() && key.chars().all(is_bare) {
+        values::shortened(key)
+    } else {
+        format!("{:?}", values::shortened(key))
+    }
+}
+
+fn shown_value(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("{:?}", values::shortened(text)),
+        DeValue::Integer(number) => values::shortened(&number.to_string()),
+        DeValue::Float(number) => values::shortened(&number.to_string()),
+        DeValue::Boolean(truth) => truth.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "an array".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
