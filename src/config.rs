@@ -33,12 +33,13 @@ use std::time::Duration;
 
 pub use error::{ConfigError, EXIT_CONFIG, Problem};
 pub(crate) use flags::{add_flags, read_flags};
+use ipnet::IpNet;
 use knobs::KNOBS;
 pub use machine::Machine;
 pub use namespaces::{Access, Gap, LoadError, Mistake, Namespace, Namespaces, SlowConsumer};
 pub use secret::{RedisUrl, Secret};
 use sources::Given;
-pub use values::LogFormat;
+pub use values::{LogFormat, Rate};
 
 use crate::auth::Origins;
 
@@ -119,6 +120,17 @@ pub struct Config {
     pub connections_max: usize,
     /// Sockets that aren't upgraded; over it the oldest idle one goes.
     pub handshakes_max: usize,
+    /// Commands of one connection.
+    pub command_rate: Option<Rate>,
+    /// Clients that may come, over all shards.
+    pub connect_rate: Option<Rate>,
+    /// Clients of one address, or of one IPv6 /64.
+    pub connections_per_ip: Option<usize>,
+    pub connections_per_user: Option<usize>,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Queued for all connections together.
+    pub outbox_total_bytes: usize,
     /// Descriptors that may be sockets of listeners.
     files_for_sockets: usize,
     /// Over which a stopping hub spreads its closes; 1 s under `dev` unless set.
@@ -191,6 +203,12 @@ impl Config {
             channels_max: 128,
             connections_max: machine.connections_max(),
             handshakes_max: machine.handshakes_max(),
+            command_rate: Some(Rate { per_second: 100 }),
+            connect_rate: None,
+            connections_per_ip: None,
+            connections_per_user: None,
+            trusted_proxies: Vec::new(),
+            outbox_total_bytes: machine.memory_bytes / 4,
             files_for_sockets: machine.files_for_sockets(),
             drain_timeout: Duration::from_secs(20),
             log: "info".to_owned(),

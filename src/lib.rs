@@ -6,6 +6,7 @@
 //! `protocol` (wire formats, sans-I/O), `auth` (tokens, permissions, origins), `config`, `cli`,
 //! `metrics`, `node`.
 
+mod admission;
 pub mod auth;
 pub mod broker;
 pub mod channel;

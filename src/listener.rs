@@ -38,7 +38,7 @@ pub async fn run(
         if socket.set_tcp_nodelay(true).is_err() || socket.set_tcp_notsent_lowat(notsent).is_err() {
             continue; // Closed again already.
         }
-        let Some(permit) = node.open_socket() else {
+        let Some(permit) = node.admission.open_socket() else {
             node.metrics.listener.refused.add(1);
             continue;
         };

@@ -15,6 +15,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::admission::Refused;
+
 /// A counter with one writing thread.
 #[derive(Default, Debug)]
 pub struct Count(AtomicU64);
@@ -106,7 +108,10 @@ pub struct ShardMetrics {
     pub http_connections: Count,
     /// API calls that wait for the broker.
     pub http_calls: Count,
-    pub refused_clients: Count,
+    refused: [Count; 3],
+    /// Connections closed to get under `HUB_OUTBOX_TOTAL_BYTES`.
+    pub relieved: Count,
+    pub commands_over_rate: Count,
     pub evicted_handshakes: Count,
     pub deliveries: Count,
     pub sent_bytes: Count,
@@ -124,6 +129,10 @@ pub struct ShardMetrics {
 }
 
 impl ShardMetrics {
+    pub fn on_refused(&self, refused: Refused) {
+        self.refused[refused as usize].add(1);
+    }
+
     pub fn on_close(&self, code: u16) {
         let at = CLOSE_CODES.iter().position(|known| *known == code).unwrap_or(CLOSE_CODES.len());
         self.closes[at].add(1);
@@ -161,6 +170,8 @@ impl BrokerMetrics {
 pub struct ListenerMetrics {
     pub accepted: Count,
     pub refused: Count,
+    pub reloads: Count,
+    pub failed_reloads: Count,
     pub accept_errors: Count,
     /// Open sockets; set by the broker's tick.
     pub sockets: Count,
@@ -234,7 +245,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 7] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 8] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -242,6 +253,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 7] = [
     }),
     ("received_bytes", "Bytes read from clients.", |shard| &shard.received_bytes),
     ("commands", "Client commands handled.", |shard| &shard.commands),
+    ("commands_over_rate", "Client commands refused over the rate.", |shard| {
+        &shard.commands_over_rate
+    }),
     ("mailbox_batches", "Batches taken from the mailbox.", |shard| &shard.mailbox_batches),
     ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {
         &shard.mailbox_items
@@ -329,7 +343,9 @@ impl Page {
 
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Metrics { broker, listener, .. } = &*self.0;
-        let counters: [(&str, &str, &Count); 4] = [
+        let counters: [(&str, &str, &Count); 6] = [
+            ("reloads", "Times the namespaces were read again.", &listener.reloads),
+            ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),
             ("redis_connects", "Connections made to Redis.", &broker.redis_connects),
             ("accepted", "Sockets accepted.", &listener.accepted),
@@ -342,8 +358,12 @@ impl Page {
         for (name, help, count) in counters {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
-        let refused: [(&'static str, u64); 3] = [
-            ("connections_max", self.0.sum(|shard| &shard.refused_clients)),
+        let by = |refused: Refused| self.0.sum(|shard| &shard.refused[refused as usize]);
+        let refused: [(&'static str, u64); 6] = [
+            ("connections_max", by(Refused::ConnectionsMax)),
+            ("connect_rate", by(Refused::ConnectRate)),
+            ("connections_per_ip", by(Refused::PerAddress)),
+            ("outbox_total_bytes", self.0.sum(|shard| &shard.relieved)),
             ("handshakes_max", self.0.sum(|shard| &shard.evicted_handshakes)),
             ("open_files", listener.refused.get()),
         ];

@@ -1,11 +1,14 @@
 //! What all threads of one node share, read-only or atomic: configuration, numbers, the clock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
+use crate::admission::Admission;
+use crate::auth::Auth;
 use crate::config::Config;
 use crate::metrics::Metrics;
 
@@ -18,23 +21,10 @@ pub struct Node {
     pub run_id: Uuid,
     started: Instant,
     draining: AtomicBool,
-    n_sockets: AtomicUsize,
-    n_clients: AtomicUsize,
+    pub admission: Arc<Admission>,
+    /// What clients may do. Shards hold a copy and are told of a change.
+    auth: Mutex<Arc<Auth>>,
 }
-
-/// A socket of a listener, counted while it is open.
-#[derive(Debug)]
-pub struct SocketPermit(Arc<Node>);
-
-impl Drop for SocketPermit {
-    fn drop(&mut self) {
-        self.0.n_sockets.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Sockets over the limit that may be open while idle ones are being closed for them; half of
-/// the reserve of descriptors.
-const SOCKETS_OVER_MAX: usize = 32;
 
 /// A shard or the broker that hasn't answered for so long isn't ready, milliseconds.
 const READY_AGE_MS_MAX: u64 = 2_000;
@@ -59,14 +49,16 @@ pub enum NotReady {
 impl Node {
     pub fn new(config: Config) -> Arc<Self> {
         let metrics = Arc::new(Metrics::new(config.shards));
+        let admission = Admission::new(&config);
+        let auth = Mutex::new(Arc::new(Auth::new(&config)));
         let node = Self {
             config,
             metrics,
             run_id: Uuid::new_v4(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
-            n_sockets: AtomicUsize::new(0),
-            n_clients: AtomicUsize::new(0),
+            admission,
+            auth,
         };
         Arc::new(node)
     }
@@ -80,34 +72,12 @@ impl Node {
         self.started.elapsed().as_secs()
     }
 
-    /// Counts an accepted socket; `None`: there is no descriptor to spare.
-    pub fn open_socket(self: &Arc<Self>) -> Option<SocketPermit> {
-        let permit = SocketPermit(self.clone());
-        let n_sockets = self.n_sockets.fetch_add(1, Ordering::Relaxed);
-        (n_sockets < self.config.sockets_max() + SOCKETS_OVER_MAX).then_some(permit)
+    pub fn auth(&self) -> Arc<Auth> {
+        self.auth.lock().clone()
     }
 
-    /// Whether idle sockets have to go for new ones.
-    pub fn is_crowded(&self) -> bool {
-        self.n_sockets.load(Ordering::Relaxed) > self.config.sockets_max()
-    }
-
-    pub fn n_sockets(&self) -> usize {
-        self.n_sockets.load(Ordering::Relaxed)
-    }
-
-    /// Counts a client, unless there are `HUB_CONNECTIONS_MAX`. Each that was counted is
-    /// followed by one [`Node::client_left`].
-    pub fn admit_client(&self) -> bool {
-        let admitted = self.n_clients.fetch_add(1, Ordering::Relaxed) < self.config.connections_max;
-        if !admitted {
-            self.client_left();
-        }
-        admitted
-    }
-
-    pub fn client_left(&self) {
-        self.n_clients.fetch_sub(1, Ordering::Relaxed);
+    pub fn set_auth(&self, auth: Arc<Auth>) {
+        *self.auth.lock() = auth;
     }
 
     pub fn is_draining(&self) -> bool {

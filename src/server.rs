@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::broker::{self, BrokerCommand};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, Namespaces};
 use crate::listener;
 use crate::mailbox::{Sender, Urgency};
 use crate::metrics::ShardMetrics;
@@ -48,17 +48,9 @@ fn start_log(config: &Config) {
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    if !config.dev && !config.allow_anonymous {
-        tracing::warn!(
-            "clients are refused: set HUB_DEV=true to try hubbub, or HUB_ALLOW_ANONYMOUS=true"
-        );
-    } else if !config.dev {
-        tracing::warn!(
-            "HUB_ALLOW_ANONYMOUS alone opens no channel: this version grants channels only under HUB_DEV"
-        );
-    }
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let node = Node::new(config);
+    warn_if_closed(&node);
     let (door, commands) = broker::door();
     let mut shards = Vec::new();
     for idx in 0..node.config.shards {
@@ -79,10 +71,67 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         println!("{words} on http://{}", listener.local_addr()?);
         tokio::task::spawn_local(listener::run(node.clone(), listener, role, shards.clone()));
     }
+    tokio::task::spawn_local(reload(node.clone(), shards.clone()));
     tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
     let code = drain(&node, &shards, &mut term, &mut int).await;
     drop(door.try_send(vec![BrokerCommand::Stop], Urgency::Prompt));
     Ok(code)
+}
+
+/// Says which knob to set where nobody could connect, or subscribe.
+fn warn_if_closed(node: &Node) {
+    let (auth, config) = (node.auth(), &node.config);
+    if !auth.lets_clients_in() {
+        tracing::warn!(
+            "clients are refused: set HUB_TOKEN_HMAC_SECRET, or HUB_ALLOW_ANONYMOUS=true, or \
+             HUB_DEV=true to try hubbub"
+        );
+    } else if config.allow_anonymous && !config.dev && !auth.namespaces().let_anyone_in() {
+        tracing::warn!(
+            "HUB_ALLOW_ANONYMOUS alone opens no channel to anonymous clients: a namespace in \
+             HUB_CONFIG does, with subscribe = \"anyone\""
+        );
+    }
+}
+
+/// Reads the namespaces again at each SIGHUP; a file with a mistake changes nothing.
+async fn reload(node: Arc<Node>, shards: Vec<Sender<ShardEvent>>) {
+    let Ok(mut hang_up) = signal(SignalKind::hangup()) else { return };
+    while hang_up.recv().await.is_some() {
+        let Some(path) = &node.config.config else {
+            tracing::info!("SIGHUP: there is no HUB_CONFIG to read again");
+            continue;
+        };
+        match Namespaces::load(path) {
+            Ok(namespaces) => {
+                let auth = Arc::new(node.auth().with_namespaces(Arc::new(namespaces)));
+                node.set_auth(auth.clone());
+                for shard in &shards {
+                    let event = ShardEvent::Access(auth.clone());
+                    deliver(&node, shard, event).await;
+                }
+                node.metrics.listener.reloads.add(1);
+                tracing::info!("namespaces reloaded");
+            }
+            Err(error) => {
+                node.metrics.listener.failed_reloads.add(1);
+                tracing::error!(%error, "HUB_CONFIG isn't good: the old namespaces stay");
+            }
+        }
+    }
+}
+
+/// Sends what must arrive. A full mailbox empties within a turn; a stuck shard is given up.
+async fn deliver(node: &Node, shard: &Sender<ShardEvent>, event: ShardEvent) {
+    let give_up_ms = node.now_ms() + GRACE.as_millis() as u64;
+    let mut batch = vec![event];
+    while let Err(refused) = shard.try_send(batch, Urgency::Prompt) {
+        if node.now_ms() >= give_up_ms {
+            break;
+        }
+        batch = refused;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Listens with as long a queue as the kernel allows: in a reconnect storm a full one drops
@@ -103,17 +152,8 @@ async fn drain(
     node.set_draining();
     tracing::info!("draining");
     let spread_ms = node.config.drain_timeout.as_millis() as u64 * 4 / 5;
-    let give_up_ms = node.now_ms() + GRACE.as_millis() as u64;
     for shard in shards {
-        let mut batch = vec![ShardEvent::Drain { spread_ms }];
-        // A full mailbox empties within a turn; a stuck shard is what the time limit is for.
-        while let Err(refused) = shard.try_send(batch, Urgency::Prompt) {
-            if node.now_ms() >= give_up_ms {
-                break;
-            }
-            batch = refused;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        deliver(node, shard, ShardEvent::Drain { spread_ms }).await;
     }
     let all_left = async {
         let n_left = || {

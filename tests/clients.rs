@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::cf::{self, Cf, subscribe, unsubscribe};
+use common::cf::{self, Cf, publish, subscribe, unsubscribe};
 use common::ws::Dial;
 use common::{Close, Hub, QUIET, Redis, SOON, ms, secs};
 use serde_json::{Value, json};
@@ -11,10 +11,6 @@ use std::time::Instant;
 
 fn close(code: u16, reason: &str) -> Option<Close> {
     Some(Close { code, reason: reason.to_owned() })
-}
-
-fn publish(channel: &str, data: &Value) -> Value {
-    json!({ "publish": { "channel": channel, "data": data } })
 }
 
 /// The whole life of a dashboard, the same with both brokers.

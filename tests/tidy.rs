@@ -13,10 +13,10 @@ const FILE_LINES_MAX_WITHOUT_REASON: usize = 500;
 const FN_LINES_MAX: usize = 70;
 
 /// Files over 500 lines, each with why it isn't two.
-const LONG_FILES: &[LongFile] = &[LongFile {
-    path: "src/shard/hub.rs",
-    reason: "a third are tests against a naive model; the rest shares one set of invariants",
-}];
+const LONG_FILES: &[LongFile] = &[
+    LongFile { path: "src/shard/hub.rs", reason: "one set of invariants" },
+    LongFile { path: "src/config/knobs.rs", reason: "a table: one row a knob" },
+];
 
 /// No tokio, no redis, no clock: time and bytes come in as arguments.
 const SANS_IO: [&str; 11] = [

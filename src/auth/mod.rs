@@ -39,9 +39,9 @@ use crate::config::{Config, Namespace, Namespaces};
 use crate::protocol::{Disconnect, ReplyError};
 
 /// All that one configuration says about access.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Auth {
-    tokens: Verifier,
+    tokens: Arc<Verifier>,
     namespaces: Arc<Namespaces>,
     is_dev: bool,
     allow_anonymous: bool,
@@ -67,11 +67,25 @@ pub struct Granted<'a> {
 impl Auth {
     pub fn new(config: &Config) -> Auth {
         Auth {
-            tokens: Verifier::new(config),
+            tokens: Arc::new(Verifier::new(config)),
             namespaces: config.namespaces.clone(),
             is_dev: config.dev,
             allow_anonymous: config.allow_anonymous,
         }
+    }
+
+    /// The same with other namespaces.
+    pub fn with_namespaces(&self, namespaces: Arc<Namespaces>) -> Auth {
+        Auth { namespaces, ..self.clone() }
+    }
+
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// Whether anybody can connect at all.
+    pub fn lets_clients_in(&self) -> bool {
+        self.is_dev || self.allow_anonymous || self.tokens.has_key()
     }
 
     /// The connect command's token, empty for none; also that of the raw and one-way transports.

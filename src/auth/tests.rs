@@ -21,7 +21,8 @@ fn auth(env: &str) -> Auth {
 }
 
 fn token(user: &str, channel: Option<&str>, exp: u64) -> String {
-    let mut config = Config::defaults(Machine { cores: 1, open_files_max: 1024 });
+    let mut config =
+        Config::defaults(Machine { cores: 1, open_files_max: 1024, memory_bytes: 1 << 30 });
     config.token_hmac_secret = auth_secret();
     let secret = config.token_hmac_secret.as_ref().expect("a secret");
     token::make(secret, &NewClaims { sub: user, channel, exp: Some(exp), ..NewClaims::default() })

@@ -297,7 +297,7 @@ impl Core {
         for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
             shard.mailbox_depth.set(door.depth() as u64);
         }
-        self.node.metrics.listener.sockets.set(self.node.n_sockets() as u64);
+        self.node.metrics.listener.sockets.set(self.node.admission.n_sockets() as u64);
         if let Some(redis) = &self.redis {
             self.node.metrics.broker.inbox_bytes.set(redis.inbox_bytes() as u64);
         }

@@ -14,8 +14,9 @@ use super::knobs::KNOBS;
 use super::{Config, Machine, Problem};
 
 /// Every value but the ones that the table overrides is the same on all machines.
-static DEFAULTS: LazyLock<Config> =
-    LazyLock::new(|| Config::defaults(Machine { cores: 1, open_files_max: 1024 }));
+static DEFAULTS: LazyLock<Config> = LazyLock::new(|| {
+    Config::defaults(Machine { cores: 1, open_files_max: 1024, memory_bytes: 1 << 30 })
+});
 
 /// Adds every knob, before and after a subcommand alike.
 pub(crate) fn add_flags(command: Command) -> Command {

@@ -416,6 +416,65 @@ pub static KNOBS: &[Knob] = &[
         1..=1 << 24
     )
     .default_text("a tenth of the default above"),
+    knob!(
+        "HUB_COMMAND_RATE",
+        "command-rate",
+        LIMITS,
+        "RATE",
+        "Commands of one connection, ten seconds' worth at once; over it error 111, then close 3013",
+        command_rate,
+        values::rate,
+        values::show_rate
+    ),
+    knob!(
+        "HUB_CONNECT_RATE",
+        "connect-rate",
+        LIMITS,
+        "RATE",
+        "New clients, ten seconds' worth at once; over it 503",
+        connect_rate,
+        values::rate,
+        values::show_rate
+    ),
+    knob!(
+        "HUB_CONNECTIONS_PER_IP",
+        "connections-per-ip",
+        LIMITS,
+        "N",
+        "Clients of one address (IPv6: of one /64); over it 429",
+        connections_per_ip,
+        values::bound,
+        values::show_bound
+    ),
+    knob!(
+        "HUB_CONNECTIONS_PER_USER",
+        "connections-per-user",
+        LIMITS,
+        "N",
+        "Clients of one user; over it close 3504",
+        connections_per_user,
+        values::bound,
+        values::show_bound
+    ),
+    knob!(
+        "HUB_TRUSTED_PROXIES",
+        "trusted-proxies",
+        LIMITS,
+        "NETWORK,…",
+        "Whose X-Forwarded-For names the client's address",
+        trusted_proxies,
+        values::networks,
+        |networks: &Vec<_>| values::show_list(networks)
+    ),
+    size!(
+        "HUB_OUTBOX_TOTAL_BYTES",
+        "outbox-total-bytes",
+        LIMITS,
+        "Queued for all connections; over it the largest outboxes are closed with 3008",
+        outbox_total_bytes,
+        MIB..=usize::MAX
+    )
+    .default_text("a quarter of the memory there is"),
     time!(
         "HUB_DRAIN_TIMEOUT",
         "drain-timeout",

@@ -13,6 +13,8 @@ const CONNECTIONS_CAP: usize = 1 << 24;
 pub struct Machine {
     pub cores: usize,
     pub open_files_max: usize,
+    /// Of the machine, or of the control group if that is less.
+    pub memory_bytes: usize,
 }
 
 impl Machine {
@@ -23,6 +25,7 @@ impl Machine {
             // Respects cgroup quotas and the affinity mask.
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             open_files_max: raise_open_files_max(),
+            memory_bytes: memory_bytes(),
         }
     }
 
@@ -60,6 +63,21 @@ fn raise_open_files_max() -> usize {
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
+/// What a machine that doesn't say is taken to have.
+const MEMORY_BYTES_ASSUMED: usize = 1 << 30;
+
+fn memory_bytes() -> usize {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let of_machine = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
+    });
+    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let of_group = files.iter().find_map(|path| read(path)?.trim().parse::<usize>().ok());
+    let least = [of_machine, of_group].into_iter().flatten().min();
+    least.unwrap_or(MEMORY_BYTES_ASSUMED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +85,7 @@ mod tests {
     #[test]
     fn defaults_follow_the_machine() {
         let check = |cores, open_files_max, shards, connections| {
-            let machine = Machine { cores, open_files_max };
+            let machine = Machine { cores, open_files_max, memory_bytes: 1 << 30 };
             assert_eq!(machine.default_shards(), shards, "{machine:?}");
             assert_eq!(machine.connections_max(), connections, "{machine:?}");
         };

@@ -200,7 +200,7 @@ mod tests {
             "HUB_TOKEN_JWKS_URL",
             "HUB_NODE_ID",
             "HUB_TOKEN_RSA_PUBLIC_KEY_FILE",
-            "HUB_CONNECTIONS_PER_IP",
+            "HUB_HISTORY_MAX",
         ] {
             assert_eq!(classify(not_yet), Name::NotYet, "{not_yet}");
         }
@@ -223,7 +223,7 @@ mod tests {
         };
         check("HUB_SHARD", Some("HUB_SHARDS"));
         check("HUB_LISTNE", Some("HUB_LISTEN"));
-        check("HUB_OUTBOX_MAX_BYTES", None);
+        check("HUB_OUTBOX_MAX_BYTES", Some("HUB_OUTBOX_TOTAL_BYTES"));
         check("HUB_API_KEYS", Some("HUB_API_KEY"));
         check("HUB_API_KEY_FIL", Some("HUB_API_KEY_FILE"));
         check("HUB_SHARDS_FILE", Some("HUB_SHARDS"));

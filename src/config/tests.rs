@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use super::*;
 
-const MACHINE: Machine = Machine { cores: 4, open_files_max: 1024 };
+const MACHINE: Machine = Machine { cores: 4, open_files_max: 1024, memory_bytes: 1 << 30 };
 
 /// Flags and `NAME=value` pairs, each separated by spaces.
 fn load(flags: &str, env: &str) -> Result<Loaded, ConfigError> {
@@ -47,6 +47,8 @@ fn every_knob_can_be_set() {
          HUB_UNSUBSCRIBE_DELAY=6ms HUB_NOTSENT_BYTES=7KiB HUB_MESSAGE_BYTES_MAX=8KiB \
          HUB_PUBLICATION_BYTES_MAX=9KiB HUB_OUTBOX_BYTES_MAX=10KiB HUB_API_BODY_BYTES_MAX=11KiB \
          HUB_CHANNEL_BYTES_MAX=12 HUB_CHANNELS_MAX=13 HUB_CONNECTIONS_MAX=14 HUB_HANDSHAKES_MAX=16 \
+         HUB_COMMAND_RATE=17/s HUB_CONNECT_RATE=18/s HUB_CONNECTIONS_PER_IP=19 \
+         HUB_CONNECTIONS_PER_USER=20 HUB_TRUSTED_PROXIES=10.0.0.0/8 HUB_OUTBOX_TOTAL_BYTES=21MiB \
          HUB_TOKEN_AUDIENCE=hub HUB_TOKEN_ISSUER=app HUB_EXPIRED_GRACE=16s \
          HUB_ALLOWED_ORIGINS=https://*.a.example HUB_CONFIG=/dev/null \
          HUB_DRAIN_TIMEOUT=15s HUB_LOG=warn HUB_LOG_FORMAT=json";

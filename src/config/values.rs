@@ -3,9 +3,11 @@
 //! **Invariant:** what a `show_*` function prints, its reader accepts and reads as the same value.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 /// Why a value was refused.
 #[derive(Debug, Eq, PartialEq)]
@@ -66,6 +68,56 @@ pub fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration,
             show_duration(*range.start()),
             show_duration(*range.end())
         ))
+    })
+}
+
+/// Events a second, by a token bucket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Rate {
+    pub per_second: u32,
+}
+
+impl Rate {
+    /// What may come at once: ten seconds' worth.
+    pub const BURST_S: u32 = 10;
+}
+
+pub fn rate(text: &str) -> Result<Option<Rate>, Refusal> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let per_second = text.strip_suffix("/s").and_then(|number| number.parse().ok());
+    match per_second.filter(|n| (1..=1_000_000).contains(n)) {
+        Some(per_second) => Ok(Some(Rate { per_second })),
+        None => Err(Refusal::expected("a rate such as 100/s, from 1/s to 1000000/s, or off")),
+    }
+}
+
+pub fn show_rate(value: &Option<Rate>) -> String {
+    value.map_or_else(|| "off".to_owned(), |rate| format!("{}/s", rate.per_second))
+}
+
+/// A bound that may be absent.
+pub fn bound(text: &str) -> Result<Option<usize>, Refusal> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let number = text.parse().ok().filter(|n| (1..=1 << 24).contains(n));
+    number.map(Some).ok_or_else(|| Refusal::expected("a whole number from 1 to 16777216, or off"))
+}
+
+pub fn show_bound(value: &Option<usize>) -> String {
+    value.map_or_else(|| "off".to_owned(), |n| n.to_string())
+}
+
+/// Addresses and networks, comma-separated.
+pub fn networks(text: &str) -> Result<Vec<IpNet>, Refusal> {
+    let one = |text: &str| -> Option<IpNet> {
+        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    };
+    let all: Option<Vec<IpNet>> = text.split(',').map(|part| one(part.trim())).collect();
+    all.ok_or_else(|| {
+        Refusal::expected("addresses or networks such as 10.0.0.1,10.1.0.0/16,fd00::/8")
     })
 }
 

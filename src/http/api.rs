@@ -204,7 +204,7 @@ fn info(shard: &Rc<Shard>) -> Value {
         "name": "hubbub",
         "version": env!("CARGO_PKG_VERSION"),
         "num_clients": n_clients,
-        "num_users": u64::from(n_clients > 0),
+        "num_users": node.admission.n_users(),
         "num_subs": node.metrics.sum(|shard| &shard.subscriptions),
         "num_channels": node.metrics.broker.redis_subscriptions.get(),
         "uptime": node.uptime_s(),

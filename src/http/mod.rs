@@ -6,8 +6,10 @@
 mod api;
 mod demo_symbols;
 mod handshakes;
+mod peer;
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use fastwebsockets::upgrade;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
-    CONNECTION, CONTENT_TYPE, HOST, HeaderValue, LOCATION, ORIGIN, RETRY_AFTER,
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, LOCATION, ORIGIN, RETRY_AFTER,
     SEC_WEBSOCKET_PROTOCOL,
 };
 use hyper::service::service_fn;
@@ -27,7 +29,10 @@ use uuid::Uuid;
 pub use demo_symbols::SECTORS;
 pub use handshakes::Handshakes;
 
+use crate::admission::Refused;
+use crate::auth::{Denial, origin_allowed};
 use crate::channel;
+use crate::protocol::{Disconnect, ReplyError};
 use crate::publication::Format;
 use crate::shard::hub::SessionId;
 use crate::shard::{Accepted, Role, Shard};
@@ -40,7 +45,17 @@ struct Connection {
     uuid: Uuid,
     role: Role,
     is_loopback: bool,
+    peer: IpAddr,
     upgraded: RefCell<Option<SessionId>>,
+}
+
+impl Connection {
+    fn admit(&self, request: &Request<Incoming>, format: Format) -> Result<SessionId, Refused> {
+        let proxies = &self.shard.node.config.trusted_proxies;
+        let forwarded = request.headers().get_all("x-forwarded-for");
+        let address = peer::address(self.peer, proxies, forwarded.iter());
+        self.shard.add(self.uuid, format, address)
+    }
 }
 
 impl Drop for Connection {
@@ -66,9 +81,10 @@ pub async fn serve(shard: Rc<Shard>, accepted: Accepted) {
         uuid: accepted.connection,
         role: accepted.role,
         is_loopback: accepted.is_loopback,
+        peer: accepted.peer.ip(),
         upgraded: RefCell::new(None),
     });
-    let (key, handshake, n_evicted) = shard.handshakes.enter(shard.node.is_crowded());
+    let (key, handshake, n_evicted) = shard.handshakes.enter(shard.node.admission.is_crowded());
     shard.metrics().evicted_handshakes.add(n_evicted as u64);
     let place = Place { shard: shard.clone(), key };
     let service = service_fn(|request| {
@@ -211,11 +227,12 @@ fn upgrade_json(connection: &Connection, request: &mut Request<Incoming>) -> Rep
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let speaks_json = offers.split(',').any(|offer| offer.trim() == "centrifuge-json");
-    let Ok((mut reply, _)) = upgrade::upgrade(request) else {
+    let Ok((mut reply, _)) = upgrade::upgrade(&mut *request) else {
         return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
     };
-    let Some(id) = connection.shard.add(connection.uuid, Format::Json) else {
-        return unavailable();
+    let id = match connection.admit(request, Format::Json) {
+        Ok(id) => id,
+        Err(refused) => return refuse_client(refused),
     };
     reply.headers_mut().remove(SEC_WEBSOCKET_PROTOCOL);
     if speaks_json {
@@ -242,18 +259,27 @@ async fn upgrade_raw(connection: &Connection, request: &mut Request<Incoming>) -
     if let Some(refusal) = refuse_upgrade(connection, request) {
         return refusal;
     }
-    if !config.dev {
-        return text(StatusCode::FORBIDDEN, "no permission to subscribe\n");
-    }
-    let Ok((reply, _)) = upgrade::upgrade(request) else {
+    let (token, subprotocol) = raw_token(request);
+    let Ok((mut reply, _)) = upgrade::upgrade(&mut *request) else {
         return text(StatusCode::BAD_REQUEST, "bad upgrade\n");
     };
-    let Some(id) = connection.shard.add(connection.uuid, Format::Raw) else {
-        return unavailable();
+    let id = match connection.admit(request, Format::Raw) {
+        Ok(id) => id,
+        Err(refused) => return refuse_client(refused),
     };
+    if let Err(denial) = connection.shard.admit_raw(id, &token, &channels) {
+        connection.shard.remove(id);
+        return refuse_raw(denial);
+    }
     connection.upgraded.replace(Some(id));
     match connection.shard.join(id, &channels).await {
-        Ok(Ok(())) => reply.map(|_| Full::default()),
+        Ok(Ok(())) => {
+            reply.headers_mut().remove(SEC_WEBSOCKET_PROTOCOL);
+            if let Some(name) = subprotocol {
+                reply.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, name);
+            }
+            reply.map(|_| Full::default())
+        }
         _ => {
             connection.upgraded.take();
             connection.shard.remove(id);
@@ -262,14 +288,67 @@ async fn upgrade_raw(connection: &Connection, request: &mut Request<Incoming>) -
     }
 }
 
+/// The token of a raw client (`?token=`, `Authorization: Bearer`, or a subprotocol
+/// `bearer.<token>`, which is all that a browser can set), and the subprotocol to answer with:
+/// browsers insist on one of those that they offered.
+fn raw_token(request: &Request<Incoming>) -> (String, Option<HeaderValue>) {
+    let offers: Vec<&str> = header(request, SEC_WEBSOCKET_PROTOCOL)
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|offer| !offer.is_empty())
+        .collect();
+    let is_token = |offer: &&&str| offer.starts_with("bearer.");
+    let in_offers = offers.iter().find(is_token);
+    let subprotocol = offers.iter().find(|offer| !is_token(offer)).or(in_offers);
+    let subprotocol = subprotocol.and_then(|name| HeaderValue::from_str(name).ok());
+    let in_header = header(request, AUTHORIZATION).and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    let token = query(request, "token")
+        .into_iter()
+        .next()
+        .or(in_header)
+        .or_else(|| Some(in_offers?.strip_prefix("bearer.")?.to_owned()));
+    (token.unwrap_or_default(), subprotocol)
+}
+
+/// Refusals of the raw transport come before the upgrade (design, Behaviour).
+fn refuse_raw(denial: Denial) -> Reply {
+    match denial {
+        Denial::Error(ReplyError::UNKNOWN_CHANNEL) => {
+            text(StatusCode::NOT_FOUND, "unknown channel\n")
+        }
+        Denial::Error(ReplyError::PERMISSION_DENIED) => {
+            text(StatusCode::FORBIDDEN, "no permission to subscribe\n")
+        }
+        Denial::Close(Disconnect::CONNECTION_LIMIT) => refuse_client(Refused::PerAddress),
+        _ => text(StatusCode::UNAUTHORIZED, "no token, or not a good one\n"),
+    }
+}
+
 fn refuse_upgrade(connection: &Connection, request: &Request<Incoming>) -> Option<Reply> {
     if !upgrade::is_upgrade_request(request) {
         return Some(text(StatusCode::BAD_REQUEST, "a WebSocket upgrade is expected here\n"));
     }
-    if !connection.shard.node.config.dev && !is_same_origin(request) {
+    let config = &connection.shard.node.config;
+    let values = |name| request.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+    if !config.dev && !origin_allowed(&config.allowed_origins, values(ORIGIN), values(HOST)) {
         return Some(text(StatusCode::FORBIDDEN, "origin not allowed\n"));
     }
     connection.shard.node.is_draining().then(unavailable)
+}
+
+fn refuse_client(refused: Refused) -> Reply {
+    match refused {
+        Refused::ConnectionsMax | Refused::ConnectRate => unavailable(),
+        Refused::PerAddress => {
+            let mut reply = unavailable();
+            *reply.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            reply
+        }
+    }
 }
 
 fn unavailable() -> Reply {
@@ -281,13 +360,6 @@ fn unavailable() -> Reply {
 
 fn header(request: &Request<Incoming>, name: hyper::header::HeaderName) -> Option<&str> {
     request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
-}
-
-fn is_same_origin(request: &Request<Incoming>) -> bool {
-    let Some(origin) = header(request, ORIGIN) else { return true };
-    origin.split_once("://").is_some_and(|(_, host)| {
-        header(request, HOST).is_some_and(|own| own.eq_ignore_ascii_case(host))
-    })
 }
 
 /// Under `HUB_DEV` no web page of elsewhere may reach the node.

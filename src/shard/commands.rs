@@ -7,12 +7,12 @@ use super::hub::SessionId;
 use super::session::Kind;
 use super::state::State;
 use super::waiting::Asked;
+use crate::auth::{Action, Denial};
 use crate::broker::Publish;
 use crate::channel;
-use crate::protocol::command::{Command, Kind as Ask};
+use crate::protocol::command::{Command, Kind as Ask, Subscribe};
 use crate::protocol::{
-    ConnectResult, Disconnect, EmptyReply, ReplyError, SubscribeResult, put_client_info,
-    put_connect, put_empty, put_error, put_subscribe,
+    Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
 };
 use crate::publication::Body;
 
@@ -21,6 +21,17 @@ use crate::publication::Body;
 const PANIC_METHOD: &str = "hubbub.panic";
 
 impl State {
+    /// Answers a command that came over `HUB_COMMAND_RATE`; a pong is one all the same.
+    pub fn refuse_command(&mut self, id: SessionId, command: &Command<'_>, out: &mut Vec<u8>) {
+        if command.id != 0 {
+            line(out, |out| put_error(out, command.id, &ReplyError::TOO_MANY_REQUESTS));
+        } else if command.kind == Ask::Pong
+            && let Some(session) = self.session(id)
+        {
+            session.pong_by_ms = 0;
+        }
+    }
+
     pub fn on_command(
         &mut self,
         id: SessionId,
@@ -36,11 +47,21 @@ impl State {
                 }
                 Ok(())
             }
-            (Kind::Fresh, Ask::Connect(_)) => self.on_connect(id, asked, out),
+            (Kind::Refused, _) => Ok(()),
+            (Kind::Fresh, Ask::Connect(connect)) => self.on_connect(id, asked, &connect, out),
             (Kind::Fresh, _) | (_, Ask::Connect(_)) => Err(Disconnect::BAD_REQUEST),
             (_, Ask::Subscribe(subscribe)) => {
-                let outcome = self.on_subscribe(id, asked, &subscribe.channel);
-                self.answer(out, asked, outcome)
+                match self.on_subscribe(id, asked, &subscribe) {
+                    Ok(Some(ttl)) => {
+                        let result = SubscribeResult { ttl, ..SubscribeResult::default() };
+                        line(out, |out| put_subscribe(out, asked, &result));
+                    }
+                    Ok(None) => {}
+                    Err(Denial::Error(error)) => line(out, |out| put_error(out, asked, &error)),
+                    Err(Denial::Close(disconnect)) => return Err(disconnect),
+                    Err(Denial::Unsubscribe(_)) => return Err(Disconnect::INVALID_TOKEN),
+                }
+                Ok(())
             }
             (_, Ask::Unsubscribe { channel }) => self.on_unsubscribe(id, asked, &channel, out),
             (_, Ask::Publish(publish)) => {
@@ -62,6 +83,8 @@ impl State {
                 line(out, |out| put_empty(out, asked, EmptyReply::Ping));
                 Ok(())
             }
+            (_, Ask::Refresh { token }) => self.on_refresh(id, asked, &token, out),
+            (_, Ask::SubRefresh(refresh)) => self.on_sub_refresh(id, asked, &refresh, out),
             _ => {
                 line(out, |out| put_error(out, asked, &ReplyError::NOT_AVAILABLE));
                 Ok(())
@@ -69,59 +92,36 @@ impl State {
         }
     }
 
-    fn answer(
-        &mut self,
-        out: &mut Vec<u8>,
-        asked: u32,
-        outcome: Result<bool, ReplyError>,
-    ) -> Result<(), Disconnect> {
-        match outcome {
-            Ok(true) => line(out, |out| put_subscribe(out, asked, &SubscribeResult::default())),
-            Ok(false) => {}
-            Err(error) => line(out, |out| put_error(out, asked, &error)),
-        }
-        Ok(())
-    }
-
-    fn on_connect(
+    /// `Some`: answered at once, with the time its token has left. `None`: answered once the
+    /// broker has confirmed. Checks stand in the protocol's order (client protocol, 11).
+    fn on_subscribe(
         &mut self,
         id: SessionId,
         asked: u32,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Disconnect> {
+        subscribe: &Subscribe<'_>,
+    ) -> Result<Option<Option<u32>>, Denial> {
         let config = &self.node.config;
-        if !config.dev && !config.allow_anonymous {
-            return Err(Disconnect::BAD_REQUEST);
-        }
-        let ping = config.ping_interval.as_secs() as u32;
-        let Some(session) = self.session(id) else { return Ok(()) };
-        session.kind = Kind::Connected;
-        let client = session.connection.to_string();
-        let result = ConnectResult {
-            client: &client,
-            version: concat!("hubbub ", env!("CARGO_PKG_VERSION")),
-            ping,
-            pong: true,
-            ..ConnectResult::default()
-        };
-        line(out, |out| put_connect(out, asked, &result));
-        Ok(())
-    }
-
-    /// `Ok(false)`: answered once the broker has confirmed.
-    fn on_subscribe(&mut self, id: SessionId, asked: u32, name: &str) -> Result<bool, ReplyError> {
-        let config = &self.node.config;
+        let name = &*subscribe.channel;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
-        let (dev, channels_max) = (config.dev, config.channels_max);
+        let channels_max = config.channels_max;
         self.check_waiting(id, name)?;
         let n_pending = self.session(id).map_or(0, |session| usize::from(session.n_pending));
         if self.hub.n_channels_of(id) + n_pending >= channels_max {
-            return Err(ReplyError::LIMIT_EXCEEDED);
+            return Err(ReplyError::LIMIT_EXCEEDED.into());
         }
-        if !dev {
-            return Err(ReplyError::PERMISSION_DENIED);
+        self.authorize(id, subscribe)?;
+        match self.want(id, name, Asked::Subscribe(asked)) {
+            Ok(true) => {
+                Ok(Some(self.session(id).and_then(|session| session.subscription_ttl(name))))
+            }
+            Ok(false) => Ok(None),
+            Err(error) => {
+                if let Some(session) = self.session(id) {
+                    session.forget_token(name);
+                }
+                Err(error.into())
+            }
         }
-        self.want(id, name, Asked::Subscribe(asked))
     }
 
     fn on_unsubscribe(
@@ -146,14 +146,9 @@ impl State {
     ) -> Result<(), ReplyError> {
         channel::check_name(name, self.node.config.channel_bytes_max)
             .map_err(|_| ReplyError::BAD_REQUEST)?;
-        if !self.node.config.dev {
-            return Err(ReplyError::PERMISSION_DENIED);
-        }
-        let client =
-            self.session(id).map(|session| session.connection.to_string()).unwrap_or_default();
-        let mut info = Vec::new();
-        put_client_info(&mut info, "", &client, None, None);
-        let body = Body { payload: data.to_vec(), info: Some(info.into()), tags: None };
+        self.may(id, Action::Publish, name)?;
+        let info = self.client_info(id, name);
+        let body = Body { payload: data.to_vec(), info, tags: None };
         let publish = Publish { channel: name.into(), body };
         self.publish_in_turn(id, asked, publish)
     }

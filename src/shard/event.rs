@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::admission::SocketPermit;
+use crate::auth::Auth;
 use crate::broker::{Position, PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
-use crate::node::SocketPermit;
 use crate::publication::Publication;
 
 /// Which routes a listener serves.
@@ -67,6 +68,8 @@ pub enum ShardEvent {
         result: Result<Position, PublishError>,
     },
     Link(LinkState),
+    /// What clients may do has changed; it counts for what they ask from now on.
+    Access(Arc<Auth>),
     /// Answer by noting the time: proves that the mailbox and the loop work.
     Ping,
     /// Count the subscribers of your channels.

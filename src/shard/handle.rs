@@ -2,6 +2,7 @@
 //! length of one event and never over an await, and the way out to the broker.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -15,11 +16,14 @@ use super::session::Session;
 use super::state::{Joined, Request, State};
 use super::timers::Drain;
 use super::{ShardEvent, socket};
+use crate::admission::{Refused, SocketPermit};
+use crate::auth::Denial;
 use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
 use crate::http::Handshakes;
 use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
-use crate::node::{Node, SocketPermit};
+use crate::node::Node;
+use crate::protocol::command::Subscribe;
 use crate::publication::Format;
 
 /// One shard, on its thread.
@@ -149,6 +153,7 @@ impl Shard {
         state.sweep();
         state.drain();
         state.report(self.metrics());
+        state.relieve();
         self.metrics().http_connections.set(self.handshakes.n_open() as u64);
         drop(state);
         self.flush_door();
@@ -157,23 +162,37 @@ impl Shard {
 
     // --- sessions
 
-    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`]. `None`:
-    /// the node has as many clients as it may.
-    pub fn add(&self, connection: Uuid, format: Format) -> Option<SessionId> {
-        if !self.node.admit_client() {
-            self.metrics().refused_clients.add(1);
-            return None;
-        }
+    /// Takes a seat for a new session; it isn't written to before [`Shard::attach`].
+    pub fn add(
+        &self,
+        connection: Uuid,
+        format: Format,
+        address: IpAddr,
+    ) -> Result<SessionId, Refused> {
+        let permit = self.node.admission.admit(address, self.node.now_ms());
+        let permit = permit.inspect_err(|refused| self.metrics().on_refused(*refused))?;
         let mut state = self.state.borrow_mut();
         let id = state.hub.add_session(format);
         let at = id.idx as usize;
         if state.sessions.len() <= at {
             state.sessions.resize_with(at + 1, || None);
         }
-        let session = Session::new(connection, format, self.node.now_ms(), &self.node.config);
+        let session =
+            Session::new(connection, permit, format, self.node.now_ms(), &self.node.config);
         state.sessions[at] = Some(session);
         state.report_gauges(self.metrics());
-        Some(id)
+        Ok(id)
+    }
+
+    /// Signs a raw session in and looks whether it may have all its channels.
+    pub fn admit_raw(&self, id: SessionId, token: &str, channels: &[String]) -> Result<(), Denial> {
+        let mut state = self.state.borrow_mut();
+        state.sign_in(id, token)?;
+        for channel in channels {
+            let subscribe = Subscribe { channel: channel.into(), ..Subscribe::default() };
+            state.authorize(id, &subscribe)?;
+        }
+        Ok(())
     }
 
     /// Joins a raw session to its channels; resolves once all are live.
@@ -204,7 +223,6 @@ impl Shard {
     /// Ends a session. Idempotent.
     pub fn remove(&self, id: SessionId) {
         if self.is_broken() {
-            self.node.client_left();
             return;
         }
         let mut state = self.state.borrow_mut();
@@ -212,7 +230,6 @@ impl Shard {
             state.hub.remove_session(id);
             state.sessions[id.idx as usize] = None;
             state.release_emptied();
-            self.node.client_left();
         }
         drop(state);
         self.flush_door();

@@ -479,6 +479,18 @@ impl Hub {
         logs + own
     }
 
+    /// Sessions whose sockets are full, the one with the most queued first.
+    pub fn lagging_by_size(&self) -> Vec<(usize, SessionId)> {
+        let lagging = (0..self.seats.len() as u32).filter(|idx| {
+            let seat = &self.seats[*idx as usize];
+            seat.is(TAKEN) && seat.is(LAGGING) && !seat.is(CLOSING)
+        });
+        let mut all: Vec<(usize, SessionId)> =
+            lagging.filter_map(|idx| Some((self.queued_at(idx), self.id_at(idx)?))).collect();
+        all.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        all
+    }
+
     // --- inside
 
     fn seat(&self, id: SessionId) -> Option<&Seat> {

@@ -8,6 +8,7 @@
 //! it starts anew with nothing.
 //! **Invariant:** nothing of a shard is reached from another thread but its mailbox.
 
+mod access;
 mod cohort;
 mod commands;
 mod dirty;

@@ -6,10 +6,12 @@ use std::task::Waker;
 
 use uuid::Uuid;
 
+use super::access::Account;
 use super::hub::{Queued, SessionId};
 use super::reader::Input;
 use super::state::State;
 use super::waiting::{Later, RawJoin};
+use crate::admission::{Bucket, ClientPermit, Verdict};
 use crate::config::Config;
 use crate::frame::{self, Opcode};
 use crate::protocol::Disconnect;
@@ -21,6 +23,8 @@ use crate::publication::Format;
 pub enum Kind {
     /// Centrifuge protocol, no connect command yet.
     Fresh,
+    /// Its connect command got an error: whatever else it sends means nothing.
+    Refused,
     Connected,
     Raw,
 }
@@ -42,17 +46,29 @@ pub struct Session {
     pub ping_queued: bool,
     pub dead: bool,
     pub raw: Option<Box<RawJoin>>,
+    pub account: Option<Box<Account>>,
     pub later: Option<Box<Later>>,
+    /// `HUB_COMMAND_RATE`.
+    commands: Bucket,
+    _permit: ClientPermit,
 }
 
 impl Session {
-    pub fn new(connection: Uuid, format: Format, now_ms: u64, config: &Config) -> Self {
+    pub fn new(
+        connection: Uuid,
+        permit: ClientPermit,
+        format: Format,
+        now_ms: u64,
+        config: &Config,
+    ) -> Self {
         // The first ping comes after half an interval to a whole one, so that a storm of
         // connects doesn't become a storm of pings.
         let half_ms = config.ping_interval.as_millis() as u64 / 2;
         let jitter_ms = connection.as_u64_pair().1 % half_ms.max(1);
         Self {
             connection,
+            commands: Bucket::default(),
+            _permit: permit,
             kind: if format == Format::Raw { Kind::Raw } else { Kind::Fresh },
             waker: None,
             born_ms: now_ms,
@@ -65,6 +81,7 @@ impl Session {
             ping_queued: false,
             dead: false,
             raw: None,
+            account: None,
             later: None,
         }
     }
@@ -90,6 +107,9 @@ impl State {
         match input {
             Input::Message { bytes, .. } => self.on_message(id, bytes),
             Input::Ping(payload) => {
+                if self.charge(id) != Verdict::Fine {
+                    return;
+                }
                 let mut out = Vec::with_capacity(payload.len() + 2);
                 frame::put_frame(&mut out, Opcode::Pong, payload);
                 if !self.hub.push_own(id, &out) {
@@ -110,12 +130,19 @@ impl State {
 
     fn on_message(&mut self, id: SessionId, message: &[u8]) {
         if self.session(id).is_none_or(|session| session.kind == Kind::Raw) {
-            return; // A raw client's frames mean nothing.
+            self.charge(id); // A raw client's frames mean nothing, but they cost.
+            return;
         }
         let mut replies = Vec::new();
         let mut end = None;
         for line in lines(message) {
+            let verdict = self.charge(id);
             let outcome = match decode(line) {
+                _ if verdict == Verdict::FarOver => break,
+                Ok(command) if verdict == Verdict::Over => {
+                    self.refuse_command(id, &command, &mut replies);
+                    Ok(())
+                }
                 Ok(command) => self.on_command(id, command, &mut replies),
                 Err(_) => Err(Disconnect::BAD_REQUEST),
             };
@@ -129,6 +156,20 @@ impl State {
         if let Some(disconnect) = end {
             self.end(id, disconnect);
         }
+    }
+
+    /// Charges a session for a command, or a ping; one that is far over its rate is closed.
+    fn charge(&mut self, id: SessionId) -> Verdict {
+        let (rate, now_ms) = (self.node.config.command_rate, self.now_ms);
+        let (Some(rate), Some(session)) = (rate, self.session(id)) else { return Verdict::Fine };
+        let verdict = session.commands.charge(rate, now_ms);
+        if verdict != Verdict::Fine {
+            self.node.metrics.shards[self.idx].commands_over_rate.add(1);
+        }
+        if verdict == Verdict::FarOver {
+            self.close(id, Disconnect::TOO_MANY_REQUESTS, Queued::Drop);
+        }
+        verdict
     }
 
     /// Queues replies (joined by newlines) as one text frame.

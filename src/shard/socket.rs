@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::Shard;
 use super::hub::{Sent, SessionId};
 use super::reader::Reader;
-use crate::node::SocketPermit;
+use crate::admission::SocketPermit;
 
 /// The shard's read buffer, shared by all its sessions.
 const READ_BYTES: usize = 64 * 1024;

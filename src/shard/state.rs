@@ -13,6 +13,7 @@ use super::session::Session;
 use super::timers::Drain;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
+use crate::auth::Auth;
 use crate::broker::{BrokerCommand, Position, Publish, PublishError, SurveyResult};
 use crate::frame;
 use crate::metrics::ShardMetrics;
@@ -50,6 +51,7 @@ pub(super) struct State {
     pub names: HashMap<Box<str>, Local>,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
+    pub auth: Arc<Auth>,
     pub link: LinkState,
     pub now_ms: u64,
     pub drain: Option<Drain>,
@@ -71,6 +73,7 @@ impl State {
         Self {
             hub: Hub::new(node.config.outbox_bytes_max, totals_of(&node.metrics.shards[idx])),
             sessions: Vec::new(),
+            auth: node.auth(),
             names: HashMap::default(),
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.
@@ -93,6 +96,19 @@ impl State {
             return None;
         }
         self.sessions.get_mut(id.idx as usize)?.as_mut()
+    }
+
+    /// The slot of a channel that is live here.
+    pub fn live_slot(&self, channel: &str) -> Option<u32> {
+        match self.names.get(channel) {
+            Some(Local::Live(slot)) => Some(*slot),
+            _ => None,
+        }
+    }
+
+    /// Whether a session is subscribed to a channel, really and already.
+    pub fn is_live(&self, id: SessionId, channel: &str) -> bool {
+        self.live_slot(channel).is_some_and(|slot| self.hub.is_subscribed(id, slot))
     }
 
     /// Whether a session still listens: no close is queued, or waits for replies.
@@ -155,6 +171,7 @@ impl State {
                 self.commands.push(BrokerCommand::SurveyPart { survey, channels });
             }
             ShardEvent::Link(link) => self.link = link,
+            ShardEvent::Access(auth) => self.auth = auth,
             _ => {}
         }
     }

@@ -34,6 +34,27 @@ impl State {
         }
     }
 
+    /// While all shards together hold more than `HUB_OUTBOX_TOTAL_BYTES`: closes those here with
+    /// the most queued, until this shard's part of the excess is gone. Slow clients are cut so
+    /// that the process, and everybody else with it, isn't.
+    pub fn relieve(&mut self) {
+        let total = self.node.metrics.sum(|shard| &shard.outbox_bytes) as usize;
+        let excess = total.saturating_sub(self.node.config.outbox_total_bytes);
+        if excess == 0 {
+            return;
+        }
+        let own = self.hub.outbox_bytes();
+        let mut left = (excess as u128 * own as u128 / total as u128) as usize;
+        for (bytes, id) in self.hub.lagging_by_size() {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(bytes.max(1));
+            self.close(id, Disconnect::SLOW, Queued::Drop);
+            self.node.metrics.shards[self.idx].relieved.add(1);
+        }
+    }
+
     fn check(&mut self, id: SessionId) {
         let now_ms = self.now_ms;
         let config = &self.node.config;
@@ -45,6 +66,7 @@ impl State {
         if let Some(disconnect) = self.overdue_end(id) {
             self.close(id, disconnect, Queued::Flush);
         }
+        self.check_expiry(id);
         let Some(session) = self.session(id) else { return };
         if session.linger_until_ms > 0 {
             if now_ms >= session.linger_until_ms {
@@ -55,7 +77,9 @@ impl State {
             && now_ms >= session.stalled_ms + write_timeout_ms
         {
             self.close(id, Disconnect::WRITE_ERROR, Queued::Drop);
-        } else if session.kind == Kind::Fresh && now_ms >= session.born_ms + stale_timeout_ms {
+        } else if matches!(session.kind, Kind::Fresh | Kind::Refused)
+            && now_ms >= session.born_ms + stale_timeout_ms
+        {
             self.close(id, Disconnect::STALE, Queued::Flush);
         } else if session.pong_by_ms > 0 && now_ms >= session.pong_by_ms {
             if lagging && now_ms < session.stalled_ms + pong_timeout_ms {
@@ -63,7 +87,9 @@ impl State {
             } else {
                 self.close(id, Disconnect::NO_PONG, Queued::Flush);
             }
-        } else if session.kind != Kind::Fresh && now_ms >= session.ping_at_ms {
+        } else if matches!(session.kind, Kind::Connected | Kind::Raw)
+            && now_ms >= session.ping_at_ms
+        {
             session.ping_at_ms = now_ms + ping_interval_ms;
             session.ping_queued = session.pong_by_ms == 0;
             let (opcode, payload): (_, &[u8]) =

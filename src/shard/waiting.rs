@@ -130,6 +130,9 @@ impl State {
                 let slot = *slot;
                 self.hub.unsubscribe(id, slot);
                 self.release_emptied();
+                if let Some(session) = self.session(id) {
+                    session.forget_token(name);
+                }
             }
             None => {}
         }
@@ -223,11 +226,11 @@ impl State {
 
     pub fn on_acquired(&mut self, id: ChannelId, channel: Arc<Channel>) {
         let local = self.names.insert(channel.name.clone(), Local::Live(id.slot));
-        self.hub.open_channel(id, channel);
+        self.hub.open_channel(id, channel.clone());
         if let Some(Local::Pending(waiters)) = local {
-            waiters
-                .into_iter()
-                .for_each(|(session, asked)| self.settle(session, asked, Some(id.slot)));
+            for (session, asked) in waiters {
+                self.settle(session, &channel.name, asked, Some(id.slot));
+            }
         }
         self.hub.close_if_unused(id.slot);
         self.release_emptied();
@@ -235,12 +238,20 @@ impl State {
 
     pub fn on_acquire_failed(&mut self, name: &str) {
         if let Some(Local::Pending(waiters)) = self.names.remove(name) {
-            waiters.into_iter().for_each(|(session, asked)| self.settle(session, asked, None));
+            for (session, asked) in waiters {
+                self.settle(session, name, asked, None);
+            }
         }
     }
 
     /// Answers all that a session asked of a channel, in order. `None`: it can't be had now.
-    fn settle(&mut self, id: SessionId, asked: SmallVec<[Asked; 1]>, slot: Option<u32>) {
+    fn settle(
+        &mut self,
+        id: SessionId,
+        name: &str,
+        asked: SmallVec<[Asked; 1]>,
+        slot: Option<u32>,
+    ) {
         let Some(session) = self.session(id) else { return };
         session.n_pending -= 1;
         // Only the last wish takes effect: carrying out an unsubscribe on the way would close the
@@ -248,12 +259,16 @@ impl State {
         let wanted = !matches!(asked.last(), Some(Asked::Unsubscribe(_)));
         if let (Some(slot), true) = (slot, wanted) {
             self.hub.subscribe(id, slot);
+        } else {
+            session.forget_token(name);
         }
+        let ttl = self.session(id).and_then(|session| session.subscription_ttl(name));
         let mut out = Vec::new();
         for asked in asked {
             match asked {
                 Asked::Subscribe(command) if slot.is_some() => {
-                    line(&mut out, |out| put_subscribe(out, command, &SubscribeResult::default()));
+                    let result = SubscribeResult { ttl, ..SubscribeResult::default() };
+                    line(&mut out, |out| put_subscribe(out, command, &result));
                 }
                 Asked::Subscribe(command) => {
                     line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL));

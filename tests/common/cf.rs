@@ -254,3 +254,7 @@ pub fn subscribe(channel: &str) -> Value {
 pub fn unsubscribe(channel: &str) -> Value {
     json!({ "unsubscribe": { "channel": channel } })
 }
+
+pub fn publish(channel: &str, data: &Value) -> Value {
+    json!({ "publish": { "channel": channel, "data": data } })
+}

@@ -344,7 +344,11 @@ fn what_is_made_is_good() {
 
 #[test]
 fn defaults_have_no_key() {
-    let verifier = Verifier::new(&Config::defaults(Machine { cores: 1, open_files_max: 1024 }));
+    let verifier = Verifier::new(&Config::defaults(Machine {
+        cores: 1,
+        open_files_max: 1024,
+        memory_bytes: 1 << 30,
+    }));
     assert_eq!(verifier.connection(&token(&json!({})), NOW_S), Err(TokenError::NoKey));
 }
 
