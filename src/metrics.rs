@@ -160,6 +160,10 @@ impl BrokerMetrics {
         self.drops[drop as usize].add(n);
     }
 
+    pub fn n_gaps(&self) -> u64 {
+        self.gaps.iter().map(Count::get).sum()
+    }
+
     pub fn on_gap(&self, gap: Gap, n: u64) {
         self.gaps[gap as usize].add(n);
     }

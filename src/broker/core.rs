@@ -21,7 +21,7 @@ use crate::mailbox::{Receiver, Sender, Unbound};
 use crate::metrics::{Drop, Gap};
 use crate::node::Node;
 use crate::publication::{Body, Publication};
-use crate::shard::{LinkState, ShardEvent};
+use crate::shard::{Gapped, LinkState, ShardEvent};
 
 /// Delays, deadlines and probes are looked at this often.
 const TICK: Duration = Duration::from_millis(50);
@@ -29,6 +29,7 @@ const TICK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(1);
 /// How often shards are asked to show that they run, milliseconds.
 const PING_INTERVAL_MS: u64 = 500;
+const GAP_LOG_INTERVAL_MS: u64 = 1_000;
 /// Channels of one SUBSCRIBE: Redis serves others in between.
 const CHANGES_PER_COMMAND_MAX: usize = 512;
 /// Command batches handled before the doors are flushed and pushes get their turn.
@@ -70,6 +71,8 @@ struct Core {
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
+    n_gaps_logged: u64,
+    gaps_logged_ms: u64,
 }
 
 impl Core {
@@ -94,6 +97,8 @@ impl Core {
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
+            n_gaps_logged: 0,
+            gaps_logged_ms: 0,
             node,
         }
     }
@@ -176,7 +181,7 @@ impl Core {
         let publication = Arc::new(Publication::new(target.channel.clone(), body));
         for shard in shards.iter() {
             let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
-            if !self.doors[shard].try_push(event) {
+            if !self.doors[shard].try_push(id, event) {
                 self.node.metrics.broker.on_drop(Drop::MailboxFull, 1);
                 self.node.metrics.broker.on_gap(Gap::MailboxFull, 1);
             }
@@ -194,6 +199,9 @@ impl Core {
     // --- subscriptions
 
     fn confirm(&mut self, confirmed: &Confirmed) {
+        for shard in confirmed.resumed.iter() {
+            self.doors[shard].push(ShardEvent::Gap(Gapped::Channel(confirmed.id)));
+        }
         for shard in confirmed.shards.iter() {
             self.doors[shard].push(ShardEvent::Acquired {
                 id: confirmed.id,
@@ -271,6 +279,9 @@ impl Core {
                 // The inbox was at its bound: which channels is not known any more.
                 self.node.metrics.broker.on_drop(Drop::InboxFull, n_dropped);
                 self.node.metrics.broker.on_gap(Gap::InboxFull, n_dropped);
+                for door in &mut self.doors {
+                    door.push(ShardEvent::Gap(Gapped::All));
+                }
             }
             Push::Up => self.set_link(LinkState::Up),
             Push::Down => {
@@ -294,6 +305,7 @@ impl Core {
     fn on_tick(&mut self) {
         let now_ms = self.node.now_ms();
         self.node.metrics.broker.alive_ms.set(now_ms);
+        self.log_gaps(now_ms);
         for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
             shard.mailbox_depth.set(door.depth() as u64);
         }
@@ -320,6 +332,18 @@ impl Core {
         }
         self.send_publishes();
         self.send_changes();
+    }
+
+    /// One line for all gaps of a second: whoever lost something finds it in the log, and a hub in
+    /// trouble doesn't drown in it.
+    fn log_gaps(&mut self, now_ms: u64) {
+        let n_gaps = self.node.metrics.broker.n_gaps();
+        if n_gaps > self.n_gaps_logged && now_ms >= self.gaps_logged_ms + GAP_LOG_INTERVAL_MS {
+            let n_new = n_gaps - self.n_gaps_logged;
+            tracing::warn!(gaps = n_new, "publications were lost inside or before the node");
+            self.n_gaps_logged = n_gaps;
+            self.gaps_logged_ms = now_ms;
+        }
     }
 
     fn start_survey(&mut self, asked: Asked, now_ms: u64) {

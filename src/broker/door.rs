@@ -3,9 +3,14 @@
 //! **Invariant:** only publications are ever dropped here; everything else waits until the
 //! mailbox has room. What waits is bounded: replies by the commands that shards sent, sockets
 //! don't pass here, and publications by `mailbox_max`.
+//! **Invariant:** a channel of which a publication was dropped is announced as gapped before its
+//! next publication passes, and within a flush of the mailbox having room again.
 
+use ahash::HashSet;
+
+use crate::channel::ChannelId;
 use crate::mailbox::{Sender, Urgency, Weigh};
-use crate::shard::ShardEvent;
+use crate::shard::{Gapped, ShardEvent};
 
 /// Items of one batch at the most, so that a shard's turns stay short.
 const BATCH_ITEMS_MAX: usize = 256;
@@ -16,6 +21,8 @@ pub struct ShardDoor {
     waiting_weight: usize,
     urgency: Urgency,
     mailbox_max: usize,
+    /// Channels of which something was dropped since the shard was last told.
+    gapped: HashSet<ChannelId>,
 }
 
 impl ShardDoor {
@@ -26,6 +33,7 @@ impl ShardDoor {
             waiting_weight: 0,
             urgency: Urgency::Relaxed,
             mailbox_max,
+            gapped: HashSet::default(),
         }
     }
 
@@ -44,9 +52,13 @@ impl ShardDoor {
     /// Adds a publication, or refuses it because the mailbox is at its bound: a gap. A shard
     /// that far behind is better served by newer publications than by a growing queue.
     #[must_use]
-    pub fn try_push(&mut self, publication: ShardEvent) -> bool {
+    pub fn try_push(&mut self, channel: ChannelId, publication: ShardEvent) -> bool {
         if self.depth() >= self.mailbox_max {
+            self.gapped.insert(channel);
             return false;
+        }
+        if !self.gapped.is_empty() && self.gapped.remove(&channel) {
+            self.push(ShardEvent::Gap(Gapped::Channel(channel)));
         }
         self.waiting_weight += publication.weight();
         self.waiting.push(publication);
@@ -58,6 +70,11 @@ impl ShardDoor {
 
     /// Hands the batch over. False: the ring is full, flush again soon.
     pub fn flush(&mut self) -> bool {
+        if !self.gapped.is_empty() && self.depth() < self.mailbox_max {
+            for channel in std::mem::take(&mut self.gapped) {
+                self.push(ShardEvent::Gap(Gapped::Channel(channel)));
+            }
+        }
         if self.waiting.is_empty() {
             return true;
         }

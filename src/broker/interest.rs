@@ -103,11 +103,14 @@ impl Hash for ByName {
     }
 }
 
-/// A shard that may be told about a channel.
+/// A channel that is live now.
 pub struct Confirmed {
     pub id: ChannelId,
     pub channel: Arc<Channel>,
+    /// These asked for it.
     pub shards: ShardSet,
+    /// These had it before the link broke: what was published meanwhile they missed.
+    pub resumed: ShardSet,
 }
 
 /// Where a publication of a channel goes.
@@ -176,7 +179,12 @@ impl Interest {
             entry.shards.insert(shard);
             let mut shards = ShardSet::default();
             shards.insert(shard);
-            return Some(Confirmed { id: entry.id, channel: entry.channel.clone(), shards });
+            return Some(Confirmed {
+                id: entry.id,
+                channel: entry.channel.clone(),
+                shards,
+                resumed: ShardSet::default(),
+            });
         }
         entry.waiting.push((shard, now_ms + timeout_ms));
         let id = entry.id;
@@ -215,15 +223,17 @@ impl Interest {
             return None;
         }
         entry.stage = Stage::Live;
+        let resumed = entry.shards;
         let mut waiting = ShardSet::default();
         for (shard, _) in std::mem::take(&mut entry.waiting) {
             waiting.insert(shard);
             entry.shards.insert(shard);
         }
-        let confirmed = Confirmed { id: entry.id, channel: entry.channel.clone(), shards: waiting };
+        let channel = entry.channel.clone();
+        let confirmed = Confirmed { id: entry.id, channel, shards: waiting, resumed };
         self.n_live += 1;
         self.queue(slot);
-        (!confirmed.shards.is_empty()).then_some(confirmed)
+        (!confirmed.shards.is_empty() || !resumed.is_empty()).then_some(confirmed)
     }
 
     /// Redis confirmed an UNSUBSCRIBE.

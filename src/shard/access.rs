@@ -3,12 +3,14 @@
 //! Runs on the shard thread inside one borrow of the state; decisions are `auth`'s. Anonymous
 //! sessions without subscription tokens have no account and cost nothing here.
 
+use super::Gapped;
 use super::commands::line;
 use super::hub::{Queued, SessionId};
 use super::session::{Kind, Session};
 use super::state::State;
 use crate::admission::UserPermit;
 use crate::auth::{Action, Bearer, Denial, Standing, SubscriptionToken, Tie, Wish, ttl_s};
+use crate::config::Gap;
 use crate::frame::{self, Opcode};
 use crate::node::unix_ms;
 use crate::protocol::command::{Connect, SubRefresh, Subscribe};
@@ -267,6 +269,32 @@ impl State {
         let channels: Vec<Box<str>> = over.map(|token| token.channel.clone()).collect();
         for channel in channels {
             self.end_subscription(id, &channel, Unsubscribe::EXPIRED);
+        }
+    }
+
+    /// Tells the subscribers of channels that lost something, where their namespace wants it.
+    pub fn on_gap(&mut self, gapped: Gapped) {
+        let auth = self.auth.clone();
+        let tells = |name: &str| {
+            auth.namespaces().of(name).is_some_and(|namespace| namespace.gap == Gap::Resubscribe)
+        };
+        let ids = match gapped {
+            Gapped::Channel(id) => vec![id],
+            Gapped::All => self.hub.open_channels(),
+        };
+        for id in ids {
+            let Some(channel) = self.hub.channel(id).filter(|channel| tells(&channel.name)) else {
+                continue;
+            };
+            for session in self.hub.subscribers(id) {
+                // What is pending is written now if it can be: leaving the channel would copy it.
+                self.visit(session.idx);
+                if self.session(session).is_some_and(|session| session.kind == Kind::Raw) {
+                    self.close(session, Disconnect::INSUFFICIENT_STATE, Queued::Flush);
+                } else {
+                    self.end_subscription(session, &channel.name, Unsubscribe::INSUFFICIENT_STATE);
+                }
+            }
         }
     }
 

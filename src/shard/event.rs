@@ -44,6 +44,14 @@ pub enum LinkState {
     Down,
 }
 
+/// Which channels lost something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gapped {
+    Channel(ChannelId),
+    /// Which ones isn't known.
+    All,
+}
+
 /// From the broker, the listener and main to a shard.
 #[derive(Debug)]
 pub enum ShardEvent {
@@ -67,6 +75,8 @@ pub enum ShardEvent {
         request: u32,
         result: Result<Position, PublishError>,
     },
+    /// Publications were lost on the way: subscribers are treated as their namespace's `gap` says.
+    Gap(Gapped),
     Link(LinkState),
     /// What clients may do has changed; it counts for what they ask from now on.
     Access(Arc<Auth>),

@@ -416,6 +416,26 @@ impl Hub {
         !self.cohorts.emptied.is_empty()
     }
 
+    /// The channel of an id, while it is open here.
+    pub fn channel(&self, id: ChannelId) -> Option<Arc<Channel>> {
+        let slot = self.cohorts.channels.get(id.slot as usize)?;
+        slot.channel.clone().filter(|_| slot.generation == id.generation)
+    }
+
+    pub fn open_channels(&self) -> Vec<ChannelId> {
+        let slots = self.cohorts.channels.iter().enumerate();
+        let open = slots.filter(|(_, slot)| slot.channel.is_some());
+        open.map(|(at, slot)| ChannelId { slot: at as u32, generation: slot.generation }).collect()
+    }
+
+    /// All sessions that are subscribed to a channel. For rare events: it walks them.
+    pub fn subscribers(&self, id: ChannelId) -> Vec<SessionId> {
+        let Some(slot) = self.cohorts.channels.get(id.slot as usize) else { return Vec::new() };
+        let cohorts = slot.cohorts.iter().filter(|_| slot.generation == id.generation);
+        let members = cohorts.flat_map(|at| &self.cohorts.cohorts[at.cohort as usize].members);
+        members.filter_map(|idx| self.id_at(*idx)).collect()
+    }
+
     /// Closes an open channel that never got a subscriber.
     pub fn close_if_unused(&mut self, slot: u32) {
         self.cohorts.close_if_unused(slot);

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-pub use event::{Accepted, LinkState, Role, ShardEvent};
+pub use event::{Accepted, Gapped, LinkState, Role, ShardEvent};
 pub use handle::Shard;
 pub use state::Joined;
 

@@ -171,6 +171,7 @@ impl State {
                 self.commands.push(BrokerCommand::SurveyPart { survey, channels });
             }
             ShardEvent::Link(link) => self.link = link,
+            ShardEvent::Gap(gapped) => self.on_gap(gapped),
             ShardEvent::Access(auth) => self.auth = auth,
             _ => {}
         }
