@@ -209,6 +209,10 @@ impl Cohorts {
         self.n_open += 1;
     }
 
+    pub fn is_open(&self, slot: u32) -> bool {
+        self.channels.get(slot as usize).is_some_and(|entry| entry.channel.is_some())
+    }
+
     pub fn close_if_unused(&mut self, slot: u32) {
         let entry = &mut self.channels[slot as usize];
         if entry.cohorts.is_empty()

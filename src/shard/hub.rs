@@ -421,9 +421,10 @@ impl Hub {
         self.cohorts.close_if_unused(slot);
     }
 
-    /// Subscribes. False: it was subscribed already.
+    /// Subscribes. False: it was subscribed already, the session is gone or closing, or the
+    /// channel isn't open (its last subscriber may have left since the slot was looked up).
     pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
-        if self.seat(id).is_none_or(|seat| seat.is(CLOSING)) || self.is_subscribed(id, slot) {
+        if self.is_closing(id) || self.is_subscribed(id, slot) || !self.cohorts.is_open(slot) {
             return false;
         }
         let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
@@ -595,3 +596,6 @@ impl Hub {
 fn own(seat: &mut Seat) -> &mut Own {
     seat.own.get_or_insert_with(|| Box::new(Own { outbox: Outbox::default(), position: 0 }))
 }
+
+#[cfg(test)]
+mod tests;
