@@ -50,6 +50,43 @@ fn read_all(hub: &mut Hub, id: SessionId) -> Vec<u8> {
     read(hub, id, usize::MAX, Sent::Full)
 }
 
+/// A publication of three bytes is written up to its second byte, then something happens. That
+/// byte is also the last of the first write, so the second one may break there.
+fn check_partial(then: impl Fn(&mut Hub, SessionId), expected_rest: &[u8]) {
+    for (end, writable) in [(Sent::Full, false), (Sent::Full, true), (Sent::Gone, false)] {
+        let mut hub = hub(1_000);
+        let id = subscriber(&mut hub, 0);
+        for payload_bytes in [13_000, 13_000, 13_000, 13_000, 13_514] {
+            publish(&mut hub, 0, b'a', payload_bytes);
+        }
+        publish(&mut hub, 0, b'b', 3);
+        let before = WRITE_BYTES_MAX - 2;
+        assert_eq!(read(&mut hub, id, WRITE_BYTES_MAX, end)[before..], *b"\x81\x03");
+        if writable {
+            hub.on_writable(id);
+        }
+        then(&mut hub, id);
+        assert_eq!(read_all(&mut hub, id), expected_rest, "{end:?}, {writable}");
+        assert_eq!(hub.outbox_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_frame_written_in_part_is_finished_before_anything_else() {
+    let reply = |hub: &mut Hub, id| assert!(hub.push_own(id, b"\x81\x01r"));
+    check_partial(reply, b"bbb\x81\x01r");
+    check_partial(|hub, id| hub.close(id, b"\x88\x00", Queued::Flush), b"bbb\x88\x00");
+    check_partial(|hub, id| hub.close(id, b"\x88\x00", Queued::Drop), b"bbb\x88\x00");
+    let move_on = |hub: &mut Hub, id| {
+        assert!(hub.subscribe(id, 1));
+        publish(hub, 1, b'c', 1);
+        assert!(hub.unsubscribe(id, 0));
+        publish(hub, 1, b'd', 1);
+        assert!(hub.push_own(id, b"\x81\x01r"));
+    };
+    check_partial(move_on, b"bbb\x81\x01c\x81\x01r\x81\x01d");
+}
+
 #[test]
 fn nobody_subscribes_to_a_channel_that_was_closed() {
     let mut hub = hub(1_000);
