@@ -30,7 +30,7 @@ fn bytes_per_idle_connection(n_channels: usize) -> u64 {
 
 #[test]
 fn idle_connections_are_small() {
-    for n_channels in [1, 1_000] {
+    for n_channels in [1, scaled(200, 1_000)] {
         let bytes = bytes_per_idle_connection(n_channels);
         assert!(
             bytes <= BYTES_PER_CONNECTION_MAX,

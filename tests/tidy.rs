@@ -14,7 +14,10 @@ const FN_LINES_MAX: usize = 70;
 
 /// Files over 500 lines, each with why it isn't two.
 const LONG_FILES: &[LongFile] = &[
-    LongFile { path: "src/shard/hub.rs", reason: "one set of invariants" },
+    LongFile {
+        path: "src/shard/hub.rs",
+        reason: "positions, logs and own outboxes change together, under one set of invariants",
+    },
     LongFile { path: "src/config/knobs.rs", reason: "a table: one row a knob" },
 ];
 

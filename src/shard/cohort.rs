@@ -209,6 +209,10 @@ impl Cohorts {
         self.n_open += 1;
     }
 
+    pub fn is_open(&self, slot: u32) -> bool {
+        self.channels.get(slot as usize).is_some_and(|entry| entry.channel.is_some())
+    }
+
     pub fn close_if_unused(&mut self, slot: u32) {
         let entry = &mut self.channels[slot as usize];
         if entry.cohorts.is_empty()
@@ -228,4 +232,85 @@ impl Cohorts {
 
 fn format_key(format: Format) -> u64 {
     (format as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestCaseError;
+
+    use super::*;
+
+    impl Cohorts {
+        /// The module's invariants, for the hub's tests too.
+        pub fn check_inside(&self) -> Result<(), TestCaseError> {
+            for (idx, cohort) in &self.cohorts {
+                let idx = idx as u32;
+                prop_assert!(!cohort.members.is_empty() || cohort.channels.is_empty());
+                prop_assert!(cohort.channels.is_sorted_by(|a, b| a.slot < b.slot));
+                let mut set_hash = format_key(cohort.format);
+                for ChannelRef { slot, at } in &cohort.channels {
+                    let entry = &self.channels[*slot as usize];
+                    prop_assert_eq!(entry.cohorts[*at as usize].cohort, idx);
+                    set_hash ^= entry.key;
+                }
+                prop_assert_eq!(cohort.set_hash, set_hash);
+                prop_assert!(self.by_set[&set_hash].contains(&idx));
+            }
+            let n_refs: usize = self.channels.iter().map(|entry| entry.cohorts.len()).sum();
+            let n_back: usize = self.cohorts.iter().map(|(_, cohort)| cohort.channels.len()).sum();
+            prop_assert_eq!(n_refs, n_back);
+            let n_found: usize = self.by_set.values().map(|found| found.len()).sum();
+            prop_assert_eq!(n_found, self.cohorts.len());
+            let is_whole =
+                |entry: &ChannelSlot| entry.cohorts.is_empty() || entry.channel.is_some();
+            prop_assert!(self.channels.iter().all(is_whole), "a cohort of a closed channel");
+            let n_open = self.channels.iter().filter(|entry| entry.channel.is_some()).count();
+            prop_assert_eq!(self.n_open, n_open);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn sets_with_one_hash_are_told_apart() {
+        let mut cohorts = Cohorts::default();
+        for slot in 0..3 {
+            cohorts.open_channel(ChannelId { slot, generation: 1 }, Arc::new(Channel::new("any")));
+            cohorts.channels[slot as usize].key = 0;
+        }
+        let empty = cohorts.empty_set(Format::Raw);
+        let one = cohorts.with(empty, 1);
+        let two = cohorts.with(empty, 2);
+        let both = cohorts.with(one, 2);
+        let all = cohorts.with(both, 0);
+        let other_format = cohorts.empty_set(Format::Json);
+        let mut different = vec![empty, one, two, both, all, other_format];
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(different.len(), 6);
+        assert_eq!(cohorts.with(two, 1), both, "whatever the order");
+        assert_eq!(cohorts.without(all, 0), both);
+        assert_eq!(cohorts.without(one, 1), empty);
+    }
+
+    #[test]
+    fn a_channel_is_closed_with_its_last_cohort() {
+        let mut cohorts = Cohorts::default();
+        let id = ChannelId { slot: 3, generation: 7 };
+        cohorts.open_channel(id, Arc::new(Channel::new("any")));
+        let sets = [Format::Json, Format::Raw].map(|format| {
+            let empty = cohorts.empty_set(format);
+            cohorts.with(empty, 3)
+        });
+        cohorts.close_if_unused(3);
+        assert!(cohorts.emptied.is_empty() && cohorts.is_open(3));
+        cohorts.remove(sets[0]);
+        assert!(cohorts.emptied.is_empty() && cohorts.is_open(3));
+        cohorts.remove(sets[1]);
+        assert_eq!(cohorts.emptied.len(), 1);
+        assert_eq!(cohorts.emptied[0].0, id);
+        assert!(!cohorts.is_open(3) && !cohorts.is_open(2) && !cohorts.is_open(4));
+        cohorts.close_if_unused(3);
+        assert_eq!((cohorts.emptied.len(), cohorts.n_open, cohorts.cohorts.len()), (1, 0, 2));
+    }
 }

@@ -88,6 +88,9 @@ const HELD: u8 = 2;
 const LAGGING: u8 = 4;
 /// The close frame is queued: nothing may follow.
 const CLOSING: u8 = 8;
+/// The last visit couldn't write everything: the log's next frame may be written in part. Unlike
+/// [`LAGGING`] this outlasts `on_writable` and a broken write.
+const CUT_SHORT: u8 = 16;
 
 /// Bytes of one write at the most: a long backlog must not keep the shard from the others.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
@@ -226,6 +229,7 @@ impl Hub {
             let log: &[u8] =
                 if seat.position < end { cohort.log.chunk(seat.position) } else { &[] };
             if own.is_empty() && log.is_empty() {
+                seat.flags &= !CUT_SHORT;
                 break if seat.is(CLOSING) { Visit::Closed } else { Visit::CaughtUp };
             }
             let own_rest =
@@ -257,15 +261,18 @@ impl Hub {
                     let wanted =
                         if own_bytes == own_rest { own_bytes + log_bytes } else { own_bytes };
                     if n < wanted {
-                        seat.flags |= LAGGING;
+                        seat.flags |= LAGGING | CUT_SHORT;
                         break Visit::Full;
                     }
                 }
                 Sent::Full => {
-                    seat.flags |= LAGGING;
+                    seat.flags |= LAGGING | CUT_SHORT;
                     break Visit::Full;
                 }
-                Sent::Gone => break Visit::Gone,
+                Sent::Gone => {
+                    seat.flags |= CUT_SHORT;
+                    break Visit::Gone;
+                }
             }
         };
         if was_behind && seat.position == end {
@@ -441,9 +448,10 @@ impl Hub {
         self.cohorts.close_if_unused(slot);
     }
 
-    /// Subscribes. False: it was subscribed already.
+    /// Subscribes. False: it was subscribed already, the session is gone or closing, or the
+    /// channel isn't open (its last subscriber may have left since the slot was looked up).
     pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
-        if self.seat(id).is_none_or(|seat| seat.is(CLOSING)) || self.is_subscribed(id, slot) {
+        if self.is_closing(id) || self.is_subscribed(id, slot) || !self.cohorts.is_open(slot) {
             return false;
         }
         let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
@@ -538,7 +546,7 @@ impl Hub {
     /// Takes the rest of a log frame that was written in part to the own outbox.
     fn keep_partial(&mut self, idx: u32) {
         let seat = &mut self.seats[idx as usize];
-        if seat.own.is_some() || !seat.is(LAGGING) {
+        if seat.own.is_some() || !seat.is(CUT_SHORT) {
             return;
         }
         let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
@@ -627,3 +635,6 @@ impl Hub {
 fn own(seat: &mut Seat) -> &mut Own {
     seat.own.get_or_insert_with(|| Box::new(Own { outbox: Outbox::default(), position: 0 }))
 }
+
+#[cfg(test)]
+mod tests;

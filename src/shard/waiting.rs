@@ -54,6 +54,12 @@ pub enum Asked {
     Join,
 }
 
+/// Only the last wish takes effect: carrying out an unsubscribe on the way would close the
+/// channel under the subscribe that follows.
+fn is_wanted(asked: &[Asked]) -> bool {
+    !matches!(asked.last(), Some(Asked::Unsubscribe(_)))
+}
+
 /// Questions that may wait for one channel.
 const WAITING_MAX: usize = 64;
 /// Publishes of one session that may wait for a subscribe, and for the broker.
@@ -63,9 +69,7 @@ impl State {
     pub fn check_waiting(&self, id: SessionId, name: &str) -> Result<(), ReplyError> {
         let subscribed = match self.names.get(name) {
             Some(Local::Live(slot)) => self.hub.is_subscribed(id, *slot),
-            Some(Local::Pending(waiters)) => waiters
-                .get(&id)
-                .is_some_and(|asked| !matches!(asked.last(), Some(Asked::Unsubscribe(_)))),
+            Some(Local::Pending(waiters)) => waiters.get(&id).is_some_and(|asked| is_wanted(asked)),
             None => false,
         };
         if subscribed { Err(ReplyError::ALREADY_SUBSCRIBED) } else { Ok(()) }
@@ -228,6 +232,11 @@ impl State {
         let local = self.names.insert(channel.name.clone(), Local::Live(id.slot));
         self.hub.open_channel(id, channel.clone());
         if let Some(Local::Pending(waiters)) = local {
+            // All join before any is answered: an answer may close its session, and if that one
+            // were the only subscriber yet, the channel would go away under those who wait.
+            for (session, _) in waiters.iter().filter(|(_, asked)| is_wanted(asked)) {
+                self.hub.subscribe(*session, id.slot);
+            }
             for (session, asked) in waiters {
                 self.settle(session, &channel.name, asked, Some(id.slot));
             }
@@ -254,12 +263,7 @@ impl State {
     ) {
         let Some(session) = self.session(id) else { return };
         session.n_pending -= 1;
-        // Only the last wish takes effect: carrying out an unsubscribe on the way would close the
-        // channel under the subscribe that follows.
-        let wanted = !matches!(asked.last(), Some(Asked::Unsubscribe(_)));
-        if let (Some(slot), true) = (slot, wanted) {
-            self.hub.subscribe(id, slot);
-        } else {
+        if slot.is_none() || !is_wanted(&asked) {
             session.forget_token(name);
         }
         let ttl = self.session(id).and_then(|session| session.subscription_ttl(name));
@@ -316,3 +320,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -250,7 +250,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let mut series = BTreeMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             if let Some((key, value)) = line.rsplit_once(' ') {

@@ -1,0 +1,44 @@
+//! Unit tests of what waits for the broker, without sockets.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::config::{Config, Machine};
+use crate::node::Node;
+use crate::publication::Format;
+use crate::shard::session::Session;
+
+fn state() -> State {
+    let machine = Machine { cores: 1, open_files_max: 1_000, memory_bytes: 1 << 30 };
+    State::new(Node::new(Config::defaults(machine)), 0, 0)
+}
+
+fn session(state: &mut State) -> SessionId {
+    let id = state.hub.add_session(Format::Json);
+    let address = std::net::Ipv4Addr::LOCALHOST.into();
+    let permit = state.node.admission.admit(address, 0).expect("room");
+    let session = Session::new(Uuid::new_v4(), permit, Format::Json, 0, &state.node.config);
+    assert_eq!(id.idx as usize, state.sessions.len());
+    state.sessions.push(Some(session));
+    id
+}
+
+#[test]
+fn an_answer_that_closes_its_session_leaves_the_channel_to_those_who_wait() {
+    let mut state = state();
+    // Those who wait are answered in no order: with so many that end, one comes before the last.
+    let ids: Vec<SessionId> = (0..50).map(|_| session(&mut state)).collect();
+    let (stays, ends) = ids.split_last().unwrap();
+    for id in &ids {
+        assert_eq!(state.want(*id, "a", Asked::Subscribe(1)), Ok(false));
+    }
+    ends.iter().for_each(|id| state.end(*id, Disconnect::BAD_REQUEST));
+    state.commands.clear();
+
+    state.on_acquired(ChannelId { slot: 0, generation: 1 }, Arc::new(Channel::new("a")));
+    assert!(ends.iter().all(|id| state.hub.is_closing(*id)));
+    assert!(state.hub.is_subscribed(*stays, 0));
+    assert!(matches!(state.names.get("a"), Some(Local::Live(0))));
+    assert_eq!(state.hub.n_channels(), 1);
+    assert!(state.commands.is_empty(), "{:?}", state.commands);
+}
