@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::broker::{self, BrokerCommand};
 use crate::config::{Config, LogFormat, Namespaces};
@@ -18,6 +19,8 @@ use crate::shard::{self, Role, ShardEvent};
 
 /// An internal failure, as in `sysexits.h`.
 pub const EXIT_SOFTWARE: u8 = 70;
+/// Log lines that may wait to be written.
+const LOG_LINES_MAX: usize = 4096;
 /// Connections that may wait to be accepted; the kernel cuts it to its `somaxconn`.
 const BACKLOG: u32 = 65_535;
 /// What a drain may take beyond `HUB_DRAIN_TIMEOUT`.
@@ -25,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs a node until a signal ends it.
 pub fn run(config: Config) -> ExitCode {
-    start_log(&config);
+    let _log = start_log(&config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default());
@@ -38,13 +41,25 @@ pub fn run(config: Config) -> ExitCode {
     }
 }
 
-fn start_log(config: &Config) {
+/// Logs to stderr by a thread of its own, which drops lines rather than let a full pipe or disk
+/// hold up delivery. What it still holds is written when the guard is dropped.
+fn start_log(config: &Config) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LOG_LINES_MAX)
+        .finish(std::io::stderr());
     let filter = tracing_subscriber::EnvFilter::new(&config.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match config.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
     }
+    std::panic::set_hook(Box::new(|info| {
+        let message = info.payload_as_str().unwrap_or_default();
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(message, place, "panic");
+    }));
+    guard
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {

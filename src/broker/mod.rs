@@ -136,7 +136,7 @@ pub fn spawn(
         // process than to be up and useless.
         let ran = catch_unwind(AssertUnwindSafe(|| runtime.map(run)));
         if !matches!(ran, Ok(Ok(()))) {
-            tracing::error!("the broker thread failed: hubbub ends");
+            eprintln!("hubbub ends: the broker thread failed");
             std::process::exit(i32::from(EXIT_SOFTWARE));
         }
     })

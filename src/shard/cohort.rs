@@ -54,6 +54,8 @@ pub struct Cohort {
     /// Every member is in the dirty set (or waits for its socket).
     pub all_dirty: bool,
     pub trim_at: usize,
+    /// Of the newest frame in the log.
+    pub last_frame_bytes: usize,
 }
 
 impl Cohort {
@@ -67,6 +69,7 @@ impl Cohort {
             n_behind: 0,
             all_dirty: false,
             trim_at: TRIM_BYTES_MIN,
+            last_frame_bytes: 0,
         }
     }
 

@@ -52,7 +52,8 @@ pub enum Visit {
     Full,
     /// It was full before and still waits.
     Waiting,
-    /// It waits, and more than the bound is queued for it: a slow consumer.
+    /// It waits, and more than the bound was queued for it before the newest publication: a slow
+    /// consumer.
     OverBound,
     /// The close frame, and everything before it, was written.
     Closed,
@@ -181,6 +182,7 @@ impl Hub {
                 continue;
             };
             cohort.log.push(frame);
+            cohort.last_frame_bytes = frame.len();
             cohort.n_behind = cohort.members.len();
             queued_bytes += frame.len();
             self.totals.deliveries += cohort.members.len() as u64;
@@ -284,9 +286,7 @@ impl Hub {
     #[cold]
     fn visit_later(&mut self, idx: u32) -> Visit {
         let seat = &self.seats[idx as usize];
-        let over = seat.is(LAGGING)
-            && !seat.is(CLOSING | HELD)
-            && self.queued_at(idx) > self.outbox_bytes_max;
+        let over = seat.is(LAGGING) && !seat.is(CLOSING | HELD) && self.was_over_bound(idx);
         if let Some(cohort) =
             self.cohorts.cohorts.get_mut(seat.cohort as usize).filter(|_| seat.is(TAKEN))
         {
@@ -535,6 +535,16 @@ impl Hub {
 
     fn cohort_of(&self, idx: u32) -> &Cohort {
         &self.cohorts.cohorts[self.seats[idx as usize].cohort as usize]
+    }
+
+    /// Whether a session was over its bound before the newest publication was queued: one that
+    /// is merely busy isn't cut for one large publication.
+    fn was_over_bound(&self, idx: u32) -> bool {
+        let seat = &self.seats[idx as usize];
+        let cohort = self.cohort_of(idx);
+        let in_log = (cohort.log.end() - seat.position) as usize;
+        let before = self.queued_at(idx) - cohort.last_frame_bytes.min(in_log);
+        before > self.outbox_bytes_max
     }
 
     fn queued_at(&self, idx: u32) -> usize {

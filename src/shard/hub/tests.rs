@@ -153,9 +153,12 @@ fn over_the_bound_is_one_byte_more_than_the_bound() {
     // At the bound, not over it: this one is still taken, the next isn't.
     assert!(hub.push_own(id, b"\x81\x00"));
     assert!(!hub.push_own(id, b"\x81\x00"));
+    // Over it now, but it wasn't before the newest publication; it is before the next.
+    assert_eq!(hub.visit(id.idx, &mut refuse), Visit::Waiting);
+    publish(&mut hub, 0, b'a', 48);
     assert_eq!(hub.visit(id.idx, &mut refuse), Visit::OverBound);
     hub.close(id, b"\x88\x00", Queued::Drop);
-    assert_eq!(hub.totals.dropped_frames, 3);
+    assert_eq!(hub.totals.dropped_frames, 4);
     assert_eq!(hub.visit(id.idx, &mut refuse), Visit::Waiting);
     assert_eq!(read_all(&mut hub, id), b"\x88\x00");
 }

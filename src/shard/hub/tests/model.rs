@@ -36,6 +36,13 @@ impl Client {
         frames.map(Bytes::len).sum::<usize>() - self.front_sent
     }
 
+    /// What was queued before the newest publication of those that are.
+    pub fn queued_bytes_before(&self) -> usize {
+        let newest = self.log.back().map_or(0, Bytes::len);
+        let is_begun = self.own.is_empty() && self.log.len() == 1;
+        self.queued_bytes() - if is_begun { newest - self.front_sent } else { newest }
+    }
+
     /// Bytes up to the end of frame `n` of those queued, at most all.
     pub fn bytes_of_frames(&self, n: usize) -> usize {
         let frames = self.own.iter().chain(&self.log).take(n);
@@ -274,7 +281,7 @@ impl Model {
     pub fn visit_later(&mut self, idx: u32) -> Option<Visit> {
         let bound = self.bound;
         let Some(client) = self.client_at(idx) else { return Some(Visit::Waiting) };
-        if client.lagging && !client.closing && client.queued_bytes() > bound {
+        if client.lagging && !client.closing && client.queued_bytes_before() > bound {
             return Some(Visit::OverBound);
         }
         (client.lagging || client.fd.is_none()).then_some(Visit::Waiting)
