@@ -56,7 +56,13 @@ fn two_nodes_many_channels_nothing_lost_repeated_or_out_of_order() {
     let plan = Plan { n_viewers: scaled(300, 1_000), n_publications: scaled(4_000, 20_000) };
     let mut rng = Rng::seeded();
     let redis = Redis::start();
-    let (a, b) = (Hub::on(&redis), Hub::on(&redis));
+    // A thousand viewers are read by one thread, at full size for longer than the defaults allow
+    // a client to take nothing.
+    let node = || {
+        let patient = Hub::builder().redis(&redis).env("HUB_WRITE_TIMEOUT", "60s");
+        patient.env("HUB_PONG_TIMEOUT", "24s").start().wait_ready()
+    };
+    let (a, b) = (node(), node());
     let channels: Vec<String> = (0..N_CHANNELS).map(|i| format!("tile{i}")).collect();
     let mut viewers = viewers([&a, &b], &channels, &plan, &mut rng);
 
@@ -99,7 +105,8 @@ fn one_channel_in_order_whoever_publishes() {
     // Three ways in at once; each author's own order must survive on every node.
     let n_each = scaled(200, 2_000);
     let redis = Redis::start();
-    let (a, b) = (Hub::on(&redis), Hub::on(&redis));
+    let (a, b) = (Hub::on(&redis), Hub::builder().redis(&redis).env("HUB_COMMAND_RATE", "off"));
+    let b = b.start().wait_ready();
     let mut viewers = [
         Viewer::cf(&a, &["c"]),
         Viewer::cf(&b, &["c"]),

@@ -150,10 +150,11 @@ impl Shard {
     pub(super) fn on_tick(&self) {
         let mut state = self.state.borrow_mut();
         state.now_ms = self.node.now_ms();
-        state.sweep();
-        state.drain();
+        // Before pings are queued, which the walk that follows writes at once.
         state.report(self.metrics());
         state.relieve();
+        state.sweep();
+        state.drain();
         self.metrics().http_connections.set(self.handshakes.n_open() as u64);
         drop(state);
         self.flush_door();
