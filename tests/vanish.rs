@@ -9,20 +9,25 @@ mod common;
 use common::{Cf, Hub, Raw, SOON, Viewer, drive, eventually, ms, scaled, secs, sys};
 use std::time::{Duration, Instant};
 
-const PONG: Duration = Duration::from_millis(900);
+const PONG: Duration = Duration::from_millis(1_500);
 
 fn ping() -> Duration {
-    secs(scaled(1, 5) as u64)
+    secs(scaled(2, 10) as u64)
 }
 
-/// Every other one on the busy channel, every other pair raw.
+/// Every other one on the busy channel, every other pair raw. Those already open answer their pings
+/// meanwhile.
 fn open(hub: &Hub, n: usize) -> Vec<Viewer> {
-    let channel = |i| if i % 2 == 0 { "busy" } else { "quiet" };
-    let open = |i| match i % 4 {
-        0 | 1 => Viewer::cf(hub, &[channel(i)]),
-        _ => Viewer::raw(hub, &[channel(i)]),
-    };
-    (0..n).map(open).collect()
+    let mut viewers: Vec<Viewer> = Vec::new();
+    for i in 0..n {
+        let channel = if i % 2 == 0 { "busy" } else { "quiet" };
+        let viewer = if i % 4 < 2 { Viewer::cf } else { Viewer::raw };
+        viewers.push(viewer(hub, &[channel]));
+        if i % 50 == 49 {
+            drive(&mut viewers, ms(1), |_| false);
+        }
+    }
+    viewers
 }
 
 #[test]
@@ -30,12 +35,13 @@ fn who_vanishes_is_gone_in_time_and_nobody_else_notices() {
     let n_each = scaled(100, 1_000);
     let builder = Hub::builder().env("HUB_PING_INTERVAL", format!("{}s", ping().as_secs()));
     // By default it is less than the ping's interval, too.
-    let builder = builder.env("HUB_PONG_TIMEOUT", "900ms").env("HUB_WRITE_TIMEOUT", "900ms");
+    let builder = builder.env("HUB_PONG_TIMEOUT", "1500ms").env("HUB_WRITE_TIMEOUT", "1500ms");
     let hub = builder.start().wait_ready();
     let base = hub.n_fds();
-    let mut left = open(&hub, n_each);
-    let mut vanished = open(&hub, n_each);
-    let stopped = open(&hub, n_each / 10);
+    let mut all = open(&hub, 2 * n_each + n_each / 10);
+    let mut left = all.split_off(all.len() - n_each);
+    let mut vanished = all.split_off(all.len() - n_each);
+    let stopped = all;
     let n_gone = vanished.len() + stopped.len();
     assert_eq!(hub.metric_sum("hubbub_connections"), (n_each + n_gone) as f64);
     vanished.iter().for_each(|viewer| sys::vanish(viewer.fd()));
