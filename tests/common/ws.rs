@@ -200,6 +200,11 @@ impl Raw {
         }
     }
 
+    /// As much as the kernel takes now; nothing once the peer is gone.
+    pub fn try_send(&mut self, bytes: &[u8]) -> usize {
+        self.stream.write(bytes).unwrap_or(0)
+    }
+
     /// The next text or binary frame.
     pub fn next_data(&mut self, deadline: Duration) -> Option<Frame> {
         let end = Instant::now() + deadline;
