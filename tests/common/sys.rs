@@ -64,6 +64,19 @@ pub fn limit_files(command: &mut Command, n_files: u64) {
     }
 }
 
+/// The same for a process that runs; the hard limit stays, so that it can be raised again.
+pub fn set_files_of(pid: u32, n_files: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (pid, which) = (pid as i32, libc::RLIMIT_NOFILE);
+    // SAFETY: both calls get a valid pointer to a local.
+    let done = unsafe {
+        libc::prlimit(pid, which, std::ptr::null(), &raw mut limit);
+        limit.rlim_cur = n_files;
+        libc::prlimit(pid, which, &raw const limit, std::ptr::null_mut())
+    };
+    assert_eq!(done, 0, "prlimit: {}", io::Error::last_os_error());
+}
+
 /// A port below the ephemeral range: a server that is down for a while finds it free again, because
 /// the kernel never gives it to an outgoing connection of some other test.
 pub fn lasting_port() -> u16 {

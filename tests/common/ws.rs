@@ -229,6 +229,11 @@ impl Raw {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
+    /// Ends with RST.
+    pub fn reset(self) {
+        sys::reset_on_close(&self.stream);
+    }
+
     /// Whether the peer ends the TCP stream in time.
     pub fn wait_eof(&mut self, deadline: Duration) -> bool {
         self.wait_for(Instant::now() + deadline, |raw| raw.eof);
