@@ -3,7 +3,7 @@
 //! Code map: `server` (start, signals, drain), `listener` (accept, placement), `http` (upgrades,
 //! API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
 //! (the only way between threads), `channel`, `publication` (what is fanned out), `frame`,
-//! `protocol` (wire formats, sans-I/O), `config`, `cli`, `metrics`, `node`.
+//! `protocol` (wire formats, sans-I/O), `config`, `cli`, `metrics`, `log`, `node`.
 
 pub mod broker;
 pub mod channel;
@@ -12,6 +12,7 @@ pub mod config;
 pub mod frame;
 pub mod http;
 pub mod listener;
+pub mod log;
 pub mod mailbox;
 pub mod metrics;
 pub mod node;

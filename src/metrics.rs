@@ -342,6 +342,8 @@ impl Page {
         for (name, help, count) in counters {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
+        let n_dropped = ConstCounter::new(crate::log::n_dropped());
+        one(encoder, "log_lines_dropped", "Lines that couldn't be written.", &n_dropped)?;
         let refused: [(&'static str, u64); 3] = [
             ("connections_max", self.0.sum(|shard| &shard.refused_clients)),
             ("handshakes_max", self.0.sum(|shard| &shard.evicted_handshakes)),

@@ -9,12 +9,12 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::broker::{self, BrokerCommand};
-use crate::config::{Config, LogFormat};
-use crate::listener;
+use crate::config::Config;
 use crate::mailbox::{Sender, Urgency};
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
 use crate::shard::{self, Role, ShardEvent};
+use crate::{listener, log};
 
 /// An internal failure, as in `sysexits.h`.
 pub const EXIT_SOFTWARE: u8 = 70;
@@ -25,7 +25,10 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs a node until a signal ends it.
 pub fn run(config: Config) -> ExitCode {
-    start_log(&config);
+    if let Err(error) = log::start(&config) {
+        eprintln!("hubbub can't start its log: {error}");
+        return ExitCode::from(EXIT_SOFTWARE);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default());
@@ -35,15 +38,6 @@ pub fn run(config: Config) -> ExitCode {
             tracing::error!(%error, "hubbub can't run");
             ExitCode::from(EXIT_SOFTWARE)
         }
-    }
-}
-
-fn start_log(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(&config.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
     }
 }
 

@@ -161,15 +161,13 @@ fn serves_without_its_log(redis: &mut Redis, mut hub: Hub) {
     let mut client = Cf::subscribed(&hub, &["a"]);
     hub.publish("a", 1);
     assert_eq!(client.next_pub(SOON).expect("served").data, "1");
-    for round in 2..4 {
-        redis.kill();
-        assert!(eventually(SOON, || !hub.ready()), "noticed");
-        assert_eq!(hub.get("/health").status, 200);
-        redis.restart();
-        assert!(eventually(SOON, || hub.ready()), "reconnected, with lines to write about it");
-        assert!(eventually(SOON, || redis.publish("a", round.to_string()) == 1));
-        assert_eq!(client.next_pub(SOON).expect("served").data, round.to_string());
-    }
+    redis.kill();
+    assert!(eventually(SOON, || !hub.ready()), "noticed");
+    assert_eq!(hub.get("/health").status, 200);
+    redis.restart();
+    assert!(eventually(SOON, || hub.ready()), "reconnected, with lines to write about it");
+    assert!(eventually(SOON, || redis.publish("a", "2") == 1));
+    assert_eq!(client.next_pub(SOON).expect("served").data, "2");
     hub.signal(libc::SIGTERM);
     assert_eq!(hub.wait_exit(SOON).map(|status| status.code()), Some(Some(0)), "drains");
 }
