@@ -142,6 +142,7 @@ pub struct Raw {
     /// Payloads of pongs.
     pub pongs: VecDeque<Vec<u8>>,
     close: Option<Close>,
+    n_read: usize,
 }
 
 impl Raw {
@@ -163,6 +164,7 @@ impl Raw {
             answer_close: true,
             pongs: VecDeque::new(),
             close: None,
+            n_read: 0,
         }
     }
 
@@ -170,6 +172,11 @@ impl Raw {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Bytes read since the connection began.
+    pub fn n_read(&self) -> usize {
+        self.n_read
     }
 
     pub fn fd(&self) -> RawFd {
@@ -288,7 +295,10 @@ impl Raw {
         self.wire.truncate(start + *got.as_ref().unwrap_or(&0));
         match got {
             Ok(0) => self.eof = true,
-            Ok(_) => return true,
+            Ok(n) => {
+                self.n_read += n;
+                return true;
+            }
             Err(error) => self.eof = error.kind() != ErrorKind::WouldBlock,
         }
         false
