@@ -5,8 +5,8 @@
 //! lines. **Invariant:** no label is ever chosen by a client.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crossbeam::utils::CachePadded;
 use prometheus_client::collector::Collector;
@@ -14,6 +14,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admission::Refused;
 
@@ -180,6 +181,9 @@ pub struct ListenerMetrics {
     /// Open sockets; set by the broker's tick.
     pub sockets: Count,
 }
+
+/// What the process's log counts, once it is started.
+pub static LOG_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// All of a node's numbers.
 #[derive(Debug)]
@@ -362,6 +366,9 @@ impl Page {
         for (name, help, count) in counters {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
+        let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);
+        let help = "Lines that nobody read in time.";
+        one(encoder, "log_lines_dropped", help, &ConstCounter::new(n_dropped))?;
         let by = |refused: Refused| self.0.sum(|shard| &shard.refused[refused as usize]);
         let refused: [(&'static str, u64); 6] = [
             ("connections_max", by(Refused::ConnectionsMax)),

@@ -13,7 +13,7 @@ use crate::broker::{self, BrokerCommand};
 use crate::config::{Config, LogFormat, Namespaces};
 use crate::listener;
 use crate::mailbox::{Sender, Urgency};
-use crate::metrics::ShardMetrics;
+use crate::metrics::{LOG_LINES, ShardMetrics};
 use crate::node::Node;
 use crate::shard::{self, Role, ShardEvent};
 
@@ -48,6 +48,7 @@ fn start_log(config: &Config) -> WorkerGuard {
         .lossy(true)
         .buffered_lines_limit(LOG_LINES_MAX)
         .finish(std::io::stderr());
+    LOG_LINES.get_or_init(|| writer.error_counter());
     let filter = tracing_subscriber::EnvFilter::new(&config.log);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match config.log_format {

@@ -104,7 +104,7 @@ fn a_token_is_who_one_is() {
 #[test]
 fn bad_tokens_get_nobody_in() {
     let hub = builder().start().wait_ready();
-    let good = json!({ "sub": "42" });
+    let good = json!({ "sub": "user-of-the-tests" });
     let unsigned = {
         let parts = token(good.clone());
         let payload = parts.split('.').nth(1).expect("three parts").to_owned();
@@ -131,7 +131,7 @@ fn bad_tokens_get_nobody_in() {
     nobody.send(vec![json!({ "connect": {} })]);
     assert_eq!(nobody.next_close(SOON), close(3501, "bad request"));
     assert!(!hub.log_has(SECRET));
-    assert!(!hub.get("/metrics").text().contains("42"));
+    assert!(!hub.get("/metrics").text().contains("user-of-the-tests"));
 }
 
 #[test]

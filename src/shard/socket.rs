@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -78,6 +79,7 @@ impl Drop for Task {
             self.shard.break_down();
         }
         self.shard.remove(self.id);
+        self.limit_orphan();
     }
 }
 
@@ -114,6 +116,15 @@ impl Future for Task {
 }
 
 impl Task {
+    /// A closed socket goes on sending what the kernel still holds for it. To a peer that has
+    /// vanished, or never reads, the kernel would for minutes, with up to the peer's window and
+    /// `HUB_NOTSENT_BYTES` of its memory.
+    fn limit_orphan(&self) {
+        let patience = self.shard.node.config.write_timeout;
+        // Refused only for a socket that has nothing to send any more.
+        let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(patience));
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..READS_PER_TURN_MAX {
             match self.stream.poll_read_ready(cx) {

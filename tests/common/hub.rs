@@ -67,6 +67,8 @@ fn read_in_background(mut from: impl Read + Send + 'static) -> thread::JoinHandl
 /// The knobs of a node to be started.
 pub struct Builder {
     knobs: BTreeMap<String, String>,
+    n_files: Option<u64>,
+    log_to: Option<Stdio>,
 }
 
 impl Builder {
@@ -85,18 +87,35 @@ impl Builder {
         self
     }
 
+    /// `ulimit -n` of the node, hard as well as soft.
+    pub fn n_files(mut self, n_files: u64) -> Self {
+        self.n_files = Some(n_files);
+        self
+    }
+
+    /// Where the log goes, instead of into `Hub::log`.
+    pub fn log_to(mut self, log_to: impl Into<Stdio>) -> Self {
+        self.log_to = Some(log_to.into());
+        self
+    }
+
     pub fn start(self) -> Hub {
         let mut command = command();
-        command.envs(&self.knobs).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(&self.knobs).stdout(Stdio::piped());
+        command.stderr(self.log_to.unwrap_or_else(Stdio::piped));
+        if let Some(n_files) = self.n_files {
+            sys::limit_files(&mut command, n_files);
+        }
         let mut child = command.spawn().expect("hubbub starts");
         let log = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let lines = Arc::clone(&log);
-        thread::spawn(move || {
-            for line in stderr.split(b'\n').map_while(Result::ok) {
-                lines.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
-            }
-        });
+        if let Some(stderr) = child.stderr.take() {
+            let lines = Arc::clone(&log);
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                    lines.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+                }
+            });
+        }
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
@@ -113,6 +132,18 @@ impl Builder {
     }
 }
 
+/// States of a socket, as `/proc/net/tcp` numbers them.
+pub const CLOSE_WAIT: u8 = 8;
+pub const TIME_WAIT: u8 = 6;
+const LISTEN: u8 = 10;
+
+#[derive(Clone, Copy, Debug)]
+pub struct KernelSocket {
+    pub state: u8,
+    /// Written and not yet acknowledged by the peer.
+    pub queued_bytes: u64,
+}
+
 pub struct Hub {
     child: Child,
     pub addr: SocketAddr,
@@ -121,7 +152,7 @@ pub struct Hub {
 
 impl Hub {
     pub fn builder() -> Builder {
-        let builder = Builder { knobs: BTreeMap::new() };
+        let builder = Builder { knobs: BTreeMap::new(), n_files: None, log_to: None };
         builder.env("HUB_DEV", true).env("HUB_LISTEN", "127.0.0.1:0").env("HUB_SHARDS", n_shards())
     }
 
@@ -221,6 +252,34 @@ impl Hub {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time spent so far, in steps of 10 ms.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = after_name.split_whitespace().collect();
+        let ticks = |at: usize| fields[at].parse::<u64>().unwrap();
+        Duration::from_millis((ticks(11) + ticks(12)) * 10)
+    }
+
+    /// What the kernel keeps of connections to this node's port, whoever owns them: half-closed
+    /// and orphaned ones too.
+    pub fn sockets(&self) -> Vec<KernelSocket> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let port = format!(":{:04X}", self.addr.port());
+        let parse = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (unsent, _) = fields[4].split_once(':').unwrap();
+            let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
+            let socket = KernelSocket { state: hex(fields[3]) as u8, queued_bytes: hex(unsent) };
+            (fields[1].ends_with(&port) && socket.state != LISTEN).then_some(socket)
+        };
+        table.lines().skip(1).filter_map(parse).collect()
+    }
+
+    pub fn n_sockets_in(&self, state: u8) -> usize {
+        self.sockets().iter().filter(|socket| socket.state == state).count()
     }
 
     pub fn n_fds(&self) -> usize {

@@ -52,6 +52,31 @@ pub fn raise_fd_limit() {
     });
 }
 
+/// So many descriptors and no more: the child can't raise it again.
+pub fn limit_files(command: &mut Command, n_files: u64) {
+    let limit = libc::rlimit { rlim_cur: n_files, rlim_max: n_files };
+    // SAFETY: setrlimit is async-signal-safe; the limit is a copy of the closure's own.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
+/// The same for a process that runs; the hard limit stays, so that it can be raised again.
+pub fn set_files_of(pid: u32, n_files: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (pid, which) = (pid as i32, libc::RLIMIT_NOFILE);
+    // SAFETY: both calls get a valid pointer to a local.
+    let done = unsafe {
+        libc::prlimit(pid, which, std::ptr::null(), &raw mut limit);
+        limit.rlim_cur = n_files;
+        libc::prlimit(pid, which, &raw const limit, std::ptr::null_mut())
+    };
+    assert_eq!(done, 0, "prlimit: {}", io::Error::last_os_error());
+}
+
 /// A port below the ephemeral range: a server that is down for a while finds it free again, because
 /// the kernel never gives it to an outgoing connection of some other test.
 pub fn lasting_port() -> u16 {
@@ -99,6 +124,29 @@ pub fn reset_on_close(stream: &TcpStream) {
     unsafe {
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), len)
     };
+}
+
+/// The host behind this socket vanishes: a filter drops what arrives before TCP sees it, so the peer
+/// gets no data, no ACK, no FIN and no RST, as long as nobody writes here. Needs no privilege.
+pub fn vanish(fd: RawFd) {
+    let drop_all = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut code = libc::sock_filter { code: drop_all, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut code };
+    set_option(fd, libc::SO_ATTACH_FILTER, &program);
+}
+
+/// And is back: what the peer sends again arrives.
+pub fn come_back(fd: RawFd) {
+    set_option(fd, libc::SO_DETACH_FILTER, &0i32);
+}
+
+fn set_option<T>(fd: RawFd, option: i32, value: &T) {
+    let len = size_of::<T>() as u32;
+    // SAFETY: pointer and length are of a live value of the option's type.
+    let done = unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, option, std::ptr::from_ref(value).cast(), len)
+    };
+    assert_eq!(done, 0, "option {option}: {}", io::Error::last_os_error());
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

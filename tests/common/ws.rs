@@ -5,7 +5,7 @@ use super::http::{self, Head};
 use super::{Hub, SOON, sys};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -137,7 +137,12 @@ pub struct Raw {
     /// Whether WebSocket pings are answered; on by default.
     pub answer_pings: bool,
     pub n_pings: usize,
+    /// Whether a close frame is answered with one; on by default.
+    pub answer_close: bool,
+    /// Payloads of pongs.
+    pub pongs: VecDeque<Vec<u8>>,
     close: Option<Close>,
+    n_read: usize,
 }
 
 impl Raw {
@@ -156,7 +161,10 @@ impl Raw {
             eof: false,
             answer_pings: true,
             n_pings: 0,
+            answer_close: true,
+            pongs: VecDeque::new(),
             close: None,
+            n_read: 0,
         }
     }
 
@@ -164,6 +172,11 @@ impl Raw {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Bytes read since the connection began.
+    pub fn n_read(&self) -> usize {
+        self.n_read
     }
 
     pub fn fd(&self) -> RawFd {
@@ -194,6 +207,11 @@ impl Raw {
         }
     }
 
+    /// As much as the kernel takes now; nothing once the peer is gone.
+    pub fn try_send(&mut self, bytes: &[u8]) -> usize {
+        self.stream.write(bytes).unwrap_or(0)
+    }
+
     /// The next text or binary frame.
     pub fn next_data(&mut self, deadline: Duration) -> Option<Frame> {
         let end = Instant::now() + deadline;
@@ -206,6 +224,21 @@ impl Raw {
         let end = Instant::now() + deadline;
         self.wait_for(end, |raw| raw.close.is_some());
         self.close.clone()
+    }
+
+    pub fn next_pong(&mut self, deadline: Duration) -> Option<Vec<u8>> {
+        self.wait_for(Instant::now() + deadline, |raw| !raw.pongs.is_empty());
+        self.pongs.pop_front()
+    }
+
+    /// Sends a FIN; the other direction stays open.
+    pub fn half_close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends with RST.
+    pub fn reset(self) {
+        sys::reset_on_close(&self.stream);
     }
 
     /// Whether the peer ends the TCP stream in time.
@@ -262,7 +295,10 @@ impl Raw {
         self.wire.truncate(start + *got.as_ref().unwrap_or(&0));
         match got {
             Ok(0) => self.eof = true,
-            Ok(_) => return true,
+            Ok(n) => {
+                self.n_read += n;
+                return true;
+            }
             Err(error) => self.eof = error.kind() != ErrorKind::WouldBlock,
         }
         false
@@ -281,7 +317,7 @@ impl Raw {
                         self.send_frame(PONG, &frame.payload);
                     }
                 }
-                PONG => {}
+                PONG => self.pongs.push_back(frame.payload),
                 CLOSE => self.on_close(&frame.payload),
                 _ => self.frames.push_back(frame),
             }
@@ -294,7 +330,9 @@ impl Raw {
         let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
         self.close = Some(Close { code, reason });
         // The answer that ends the closing handshake; the server closes the stream.
-        self.send_frame(CLOSE, payload.get(..2).unwrap_or_default());
+        if self.answer_close {
+            self.send_frame(CLOSE, payload.get(..2).unwrap_or_default());
+        }
     }
 }
 
@@ -332,6 +370,27 @@ pub fn encode(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame.extend(MASK);
     frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     frame
+}
+
+pub const FIN: u8 = 0x80;
+pub const CONTINUATION: u8 = 0;
+
+/// A masked frame that begins with this byte: any opcode, with or without FIN, reserved bits.
+pub fn encode_with(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = encode(first, payload);
+    frame[0] = first;
+    frame
+}
+
+/// A message in fragments of so many bytes.
+pub fn fragments(opcode: u8, message: &[u8], n_bytes: usize) -> Vec<Vec<u8>> {
+    let n_fragments = message.len().div_ceil(n_bytes);
+    let parts = message.chunks(n_bytes).enumerate();
+    let fragment = |(i, part): (usize, &[u8])| {
+        let fin = if i + 1 == n_fragments { FIN } else { 0 };
+        encode_with(fin | if i == 0 { opcode } else { CONTINUATION }, part)
+    };
+    parts.map(fragment).collect()
 }
 
 struct Parsed {
