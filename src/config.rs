@@ -12,7 +12,7 @@
 //! **Invariant:** a `Config` that left [`Config::load`] has passed every check.
 //! **Invariant:** no error, `Debug` or rendered text holds a secret.
 //!
-//! Absent: reloading (`namespaces` can be read again by itself), and any use of the values.
+//! Absent: reloading (the server reads `namespaces` again by itself), and any use of the values.
 
 mod error;
 mod flags;

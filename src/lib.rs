@@ -1,7 +1,7 @@
 //! hubbub: live data on many screens. See the README for the picture.
 //!
-//! Code map: `server` (start, signals, drain), `listener` (accept, placement), `http` (upgrades,
-//! API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
+//! Code map: `server` (start, signals, drain), `listener` (accept, placement), `admission` (who may
+//! come in), `http` (upgrades, API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
 //! (the only way between threads), `channel`, `publication` (what is fanned out), `frame`,
 //! `protocol` (wire formats, sans-I/O), `auth` (tokens, permissions, origins), `config`, `cli`,
 //! `metrics`, `node`.

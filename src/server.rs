@@ -10,15 +10,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 use crate::broker::{self, BrokerCommand};
-use crate::config::{Config, LogFormat, Namespaces};
+use crate::config::{Config, LoadError, LogFormat, Namespaces};
 use crate::listener;
 use crate::mailbox::{Sender, Urgency};
-use crate::metrics::{LOG_LINES, ShardMetrics};
+use crate::metrics::LOG_LINES;
 use crate::node::Node;
 use crate::shard::{self, Role, ShardEvent};
 
 /// An internal failure, as in `sysexits.h`.
 pub const EXIT_SOFTWARE: u8 = 70;
+const MISTAKES_LOGGED_MAX: usize = 10;
 /// Log lines that may wait to be written.
 const LOG_LINES_MAX: usize = 4096;
 /// Connections that may wait to be accepted; the kernel cuts it to its `somaxconn`.
@@ -132,8 +133,17 @@ async fn reload(node: Arc<Node>, shards: Vec<Sender<ShardEvent>>) {
             Err(error) => {
                 node.metrics.listener.failed_reloads.add(1);
                 tracing::error!(%error, "HUB_CONFIG isn't good: the old namespaces stay");
+                log_mistakes(&error);
             }
         }
+    }
+}
+
+/// The first few; the rest is more of the same.
+fn log_mistakes(error: &LoadError) {
+    let LoadError::Mistakes(mistakes) = error else { return };
+    for mistake in mistakes.iter().take(MISTAKES_LOGGED_MAX) {
+        tracing::error!(line = mistake.line, "{}", mistake.complaint);
     }
 }
 
@@ -172,11 +182,8 @@ async fn drain(
         deliver(node, shard, ShardEvent::Drain { spread_ms }).await;
     }
     let all_left = async {
-        let n_left = || {
-            let of = |shard: &ShardMetrics| shard.connections.get() + shard.http_calls.get();
-            node.metrics.shards.iter().map(|shard| of(shard)).sum::<u64>()
-        };
-        while n_left() > 0 {
+        let metrics = &node.metrics;
+        while metrics.sum(|shard| &shard.connections) + metrics.sum(|shard| &shard.http_calls) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -331,7 +331,6 @@ fn g7_nothing_after_a_close_is_obeyed() {
 }
 
 #[test]
-#[ignore = "replies not yet written are dropped when the client closes (shard/session.rs)"]
 fn g7_a_message_before_a_close_is_answered() {
     let hub = Hub::start();
     for chops in ALL_CHOPS {

@@ -163,14 +163,21 @@ fn bodies_that_are_none_or_have_no_end_are_refused() {
 }
 
 #[test]
-#[ignore = "a declared length is not looked at: 408 after HUB_HANDSHAKE_TIMEOUT (http/mod.rs, api_call)"]
 fn bodies_over_the_limit_are_refused_by_their_length() {
     let hub = Hub::builder().env("HUB_API_BODY_BYTES_MAX", "64KiB").start().wait_ready();
-    for length in ["65537", "1073741824", "9223372036854775807", "18446744073709551614"] {
+    // The last is more than hyper counts to: it refuses that itself.
+    let lengths = [
+        ("65537", 413),
+        ("1073741824", 413),
+        ("9223372036854775807", 413),
+        ("18446744073709551613", 413),
+        ("18446744073709551614", 431),
+    ];
+    for (length, expected) in lengths {
         let headers = format!("Content-Length: {length}\r\nConnection: close\r\n");
         let head = request(&hub, "POST /api/publish HTTP/1.1", &headers);
         let began = Instant::now();
-        assert_eq!(status(&exchange(hub.addr, (head + "{").as_bytes())), 413, "{length}");
+        assert_eq!(status(&exchange(hub.addr, (head + "{").as_bytes())), expected, "{length}");
         assert!(began.elapsed() < secs(5), "at once, not at the end of a body: {length}");
     }
 }
@@ -227,7 +234,6 @@ fn refused(hub: &Hub, cases: impl IntoIterator<Item = (&'static str, String, &'s
 }
 
 #[test]
-#[ignore = "method, version and key are not looked at (http/mod.rs, refuse_upgrade)"]
 fn upgrades_that_are_nearly_one_are_refused() {
     let hub = Hub::start();
     let good = Dial::new(&hub, cf::PATH).request();

@@ -325,7 +325,8 @@ fn namespaces_are_read_again_on_sighup() {
     hub.signal(libc::SIGHUP);
     let failed = || hub.metrics().get("hubbub_failed_reloads_total") == 1.0;
     assert!(eventually(SOON, failed), "counted");
-    assert!(hub.log_has("old namespaces stay"));
+    assert!(eventually(SOON, || hub.log_has("old namespaces stay")));
+    assert!(eventually(SOON, || hub.log_has("everybody")), "and what is wrong: {:?}", hub.log());
     cf.command(unsubscribe("a:1"));
     cf.subscribe("a:1");
 }

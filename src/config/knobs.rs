@@ -214,8 +214,7 @@ pub static KNOBS: &[Knob] = &[
         "HUB_ALLOW_ANONYMOUS",
         "allow-anonymous",
         ACCESS,
-        "Admit clients without a token. There are no tokens yet: without this or --dev, clients are \
-         refused",
+        "Admit clients without a token; a namespace then says what they may do",
         allow_anonymous
     ),
     token_secret!(

@@ -67,9 +67,7 @@ enum Refusal {
 
 impl<'a> Members<'a> {
     fn read(body: &'a [u8]) -> Result<Self, Refusal> {
-        let members: HashMap<String, &RawValue> =
-            serde_json::from_slice::<Pairs<'_>>(body).map_err(|_| Refusal::Malformed)?.0;
-        Ok(Self(members))
+        serde_json::from_slice(body).map_err(|_| Refusal::Malformed)
     }
 
     fn get<T: Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, Refusal> {
@@ -80,24 +78,22 @@ impl<'a> Members<'a> {
     }
 }
 
-struct Pairs<'a>(HashMap<String, &'a RawValue>);
-
-impl<'de> Deserialize<'de> for Pairs<'de> {
+impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Collect;
         impl<'de> Visitor<'de> for Collect {
-            type Value = Pairs<'de>;
+            type Value = Members<'de>;
 
             fn expecting(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
                 formatter.write_str("an object")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = HashMap::default();
+                let mut members = HashMap::default();
                 while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    pairs.insert(name.to_ascii_lowercase(), value);
+                    members.insert(name.to_ascii_lowercase(), value);
                 }
-                Ok(Pairs(pairs))
+                Ok(Members(members))
             }
         }
         deserializer.deserialize_map(Collect)
@@ -173,13 +169,13 @@ async fn publish(shard: &Rc<Shard>, channel: &str, request: &PublishRequest) -> 
 
 fn begin(shard: &Rc<Shard>, channel: &str, request: &PublishRequest) -> Begun {
     let config = &shard.node.config;
-    let body = request.body.clone().ok_or(ReplyError::BAD_REQUEST)?;
+    let body = request.body.as_ref().ok_or(ReplyError::BAD_REQUEST)?;
     if channel::check_name(channel, config.channel_bytes_max).is_err()
         || body.bytes() > config.publication_bytes_max
     {
         return Err(ReplyError::BAD_REQUEST);
     }
-    Ok(shard.publish(Publish { channel: channel.into(), body }))
+    Ok(shard.publish(Publish { channel: channel.into(), body: body.clone() }))
 }
 
 async fn finish(begun: Begun) -> Value {

@@ -12,16 +12,18 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use fastwebsockets::upgrade;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, LOCATION, ORIGIN, RETRY_AFTER,
-    SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
 };
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use uuid::Uuid;
@@ -183,6 +185,9 @@ async fn api_call(connection: &Connection, method: &str, request: Request<Incomi
         return empty(StatusCode::UNAUTHORIZED);
     }
     let config = &shard.node.config;
+    if request.body().size_hint().lower() > config.api_body_bytes_max as u64 {
+        return empty(StatusCode::PAYLOAD_TOO_LARGE); // By its declared length: none of it is read.
+    }
     let body = Limited::new(request.into_body(), config.api_body_bytes_max).collect();
     let Ok(body) = tokio::time::timeout(config.handshake_timeout, body).await else {
         return empty(StatusCode::REQUEST_TIMEOUT);
@@ -329,7 +334,7 @@ fn refuse_raw(denial: Denial) -> Reply {
 }
 
 fn refuse_upgrade(connection: &Connection, request: &Request<Incoming>) -> Option<Reply> {
-    if !upgrade::is_upgrade_request(request) {
+    if !is_upgrade(request) {
         return Some(text(StatusCode::BAD_REQUEST, "a WebSocket upgrade is expected here\n"));
     }
     let config = &connection.shard.node.config;
@@ -338,6 +343,17 @@ fn refuse_upgrade(connection: &Connection, request: &Request<Incoming>) -> Optio
         return Some(text(StatusCode::FORBIDDEN, "origin not allowed\n"));
     }
     connection.shard.node.is_draining().then(unavailable)
+}
+
+/// An opening handshake (RFC 6455, 4.2.1); the version is looked at where it is answered.
+fn is_upgrade(request: &Request<Incoming>) -> bool {
+    let has_key = header(request, SEC_WEBSOCKET_KEY)
+        .and_then(|key| BASE64_STANDARD.decode(key).ok())
+        .is_some_and(|key| key.len() == 16);
+    request.method() == Method::GET
+        && request.version() >= Version::HTTP_11
+        && has_key
+        && upgrade::is_upgrade_request(request)
 }
 
 fn refuse_client(refused: Refused) -> Reply {

@@ -11,7 +11,6 @@ use super::state::State;
 use crate::admission::UserPermit;
 use crate::auth::{Action, Bearer, Denial, Standing, SubscriptionToken, Tie, Wish, ttl_s};
 use crate::config::Gap;
-use crate::frame::{self, Opcode};
 use crate::node::unix_ms;
 use crate::protocol::command::{Connect, SubRefresh, Subscribe};
 use crate::protocol::{
@@ -309,10 +308,6 @@ impl State {
         session.forget_token(channel);
         let mut push = Vec::new();
         put_unsubscribe_push(&mut push, channel, end);
-        let mut out = Vec::with_capacity(push.len() + frame::HEAD_BYTES_MAX);
-        frame::put_frame(&mut out, Opcode::Text, &push);
-        if !self.hub.push_own(id, &out) {
-            self.close(id, Disconnect::SLOW, Queued::Drop);
-        }
+        self.reply(id, &push);
     }
 }

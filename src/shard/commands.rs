@@ -52,11 +52,13 @@ impl State {
             (Kind::Fresh, _) | (_, Ask::Connect(_)) => Err(Disconnect::BAD_REQUEST),
             (_, Ask::Subscribe(subscribe)) => {
                 match self.on_subscribe(id, asked, &subscribe) {
-                    Ok(Some(ttl)) => {
+                    Ok(true) => {
+                        let session = self.session(id);
+                        let ttl = session.and_then(|it| it.subscription_ttl(&subscribe.channel));
                         let result = SubscribeResult { ttl, ..SubscribeResult::default() };
                         line(out, |out| put_subscribe(out, asked, &result));
                     }
-                    Ok(None) => {}
+                    Ok(false) => {}
                     Err(Denial::Error(error)) => line(out, |out| put_error(out, asked, &error)),
                     Err(Denial::Close(disconnect)) => return Err(disconnect),
                     Err(Denial::Unsubscribe(_)) => return Err(Disconnect::INVALID_TOKEN),
@@ -92,14 +94,14 @@ impl State {
         }
     }
 
-    /// `Some`: answered at once, with the time its token has left. `None`: answered once the
-    /// broker has confirmed. Checks stand in the protocol's order (client protocol, 11).
+    /// `Ok(false)`: answered once the broker has confirmed. Checks stand in the protocol's order
+    /// (client protocol, 11).
     fn on_subscribe(
         &mut self,
         id: SessionId,
         asked: u32,
         subscribe: &Subscribe<'_>,
-    ) -> Result<Option<Option<u32>>, Denial> {
+    ) -> Result<bool, Denial> {
         let config = &self.node.config;
         let name = &*subscribe.channel;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
@@ -110,18 +112,13 @@ impl State {
             return Err(ReplyError::LIMIT_EXCEEDED.into());
         }
         self.authorize(id, subscribe)?;
-        match self.want(id, name, Asked::Subscribe(asked)) {
-            Ok(true) => {
-                Ok(Some(self.session(id).and_then(|session| session.subscription_ttl(name))))
-            }
-            Ok(false) => Ok(None),
-            Err(error) => {
-                if let Some(session) = self.session(id) {
-                    session.forget_token(name);
-                }
-                Err(error.into())
-            }
+        let wanted = self.want(id, name, Asked::Subscribe(asked));
+        if wanted.is_err()
+            && let Some(session) = self.session(id)
+        {
+            session.forget_token(name);
         }
+        Ok(wanted?)
     }
 
     fn on_unsubscribe(

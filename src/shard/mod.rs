@@ -57,6 +57,8 @@ const LONG_TURN: Duration = Duration::from_millis(10);
 const FLOOR: Duration = Duration::from_micros(500);
 /// Between a panic and the next life: a fault that comes at once mustn't take a core.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
+/// Until a runtime that couldn't start is tried again.
+const START_PAUSE: Duration = Duration::from_secs(1);
 /// Timers of sessions are looked at this often.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -89,8 +91,9 @@ pub fn spawn(
                     std::thread::sleep(RESTART_PAUSE);
                 }
                 Err(error) => {
+                    // Out of descriptors, for instance: a shard that gave up would be gone for good.
                     tracing::error!(%error, shard = idx, "the shard's runtime didn't start");
-                    return;
+                    std::thread::sleep(START_PAUSE);
                 }
             }
         }

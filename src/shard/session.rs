@@ -102,6 +102,7 @@ impl Session {
         self.wake();
     }
 }
+
 impl State {
     pub fn on_input(&mut self, id: SessionId, input: Input<'_>) {
         match input {
@@ -123,6 +124,8 @@ impl State {
                 }
             }
             Input::Close { code, .. } => {
+                // What was asked before is answered as far as the socket takes it at once.
+                self.visit(id.idx);
                 self.close_with(id, code.unwrap_or(1000), "", Queued::Drop);
             }
         }
@@ -172,7 +175,7 @@ impl State {
         verdict
     }
 
-    /// Queues replies (joined by newlines) as one text frame.
+    /// Queues replies or pushes (joined by newlines) as one text frame.
     pub fn reply(&mut self, id: SessionId, replies: &[u8]) {
         if replies.is_empty() {
             return;
