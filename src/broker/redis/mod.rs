@@ -5,22 +5,24 @@
 //! node's own channel must come back, since a connection that the kernel calls established may
 //! lead to a Redis that delivers nothing.
 
+mod backoff;
 mod inbox;
 mod link;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::core::FinishedPublish;
 use super::interest::Changes;
 use super::survey::Asked;
 use super::{Position, PublishError};
 use crate::node::Node;
+use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, PubSubLink};
@@ -29,10 +31,6 @@ use link::{CommandLink, Dialer, PubSubLink};
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A probe that was published must have come back after this, milliseconds.
 const PROBE_TIMEOUT_MS: u64 = 8_000;
-/// Back-off between dials, milliseconds: doubled up to the maximum, each with full jitter in
-/// its upper half.
-const BACKOFF_MS_MIN: u64 = 50;
-const BACKOFF_MS_MAX: u64 = 1_500;
 /// Publishes in flight; more are refused at once.
 const PUBLISHES_MAX: usize = 50_000;
 
@@ -194,11 +192,11 @@ impl Redis {
 /// Keeps a pub/sub link: dial, hand it to the broker, probe it until it breaks.
 async fn supervise_pubsub(redis: Rc<Redis>) {
     let up = &redis.node.metrics.broker.pubsub_up;
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new("pub/sub");
     for generation in 1.. {
         match dial_pubsub(&redis, generation).await {
             Ok(link) => {
-                backoff = Backoff::new();
+                let since = Instant::now();
                 tracing::info!("Redis pub/sub link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
                 redis.pubsub.replace(Some(link));
@@ -209,8 +207,9 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
                 redis.pubsub.replace(None);
                 redis.inbox.push(generation, Push::Down);
                 tracing::warn!(reason, "Redis pub/sub link is down");
+                backoff.on_lost(since.elapsed());
             }
-            Err(error) => backoff.log_once("pub/sub", &error),
+            Err(error) => backoff.on_failed(&error),
         }
         backoff.wait().await;
     }
@@ -249,11 +248,11 @@ async fn until_broken(redis: &Redis) -> &'static str {
 /// Keeps a command link: dial, ping it until it breaks.
 async fn supervise_command(redis: Rc<Redis>) {
     let up = &redis.node.metrics.broker.command_up;
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new("command");
     loop {
         match redis.dialer.command().await {
             Ok(mut link) => {
-                backoff = Backoff::new();
+                let since = Instant::now();
                 tracing::info!("Redis command link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
                 redis.command.replace(Some(link.clone()));
@@ -268,32 +267,10 @@ async fn supervise_command(redis: Rc<Redis>) {
                 up.set(0);
                 redis.command.replace(None);
                 tracing::warn!("Redis command link is down");
+                backoff.on_lost(since.elapsed());
             }
-            Err(error) => backoff.log_once("command", &error),
+            Err(error) => backoff.on_failed(&error),
         }
         backoff.wait().await;
-    }
-}
-
-struct Backoff {
-    next_ms: u64,
-    logged: bool,
-}
-
-impl Backoff {
-    fn new() -> Self {
-        Self { next_ms: BACKOFF_MS_MIN, logged: false }
-    }
-
-    fn log_once(&mut self, link: &str, error: &redis::RedisError) {
-        if !std::mem::replace(&mut self.logged, true) {
-            tracing::warn!(link, %error, "can't connect to Redis, will keep trying");
-        }
-    }
-
-    async fn wait(&mut self) {
-        let jitter = ahash::RandomState::new().hash_one(self.next_ms) % (self.next_ms / 2 + 1);
-        sleep(Duration::from_millis(self.next_ms / 2 + jitter)).await;
-        self.next_ms = (self.next_ms * 2).min(BACKOFF_MS_MAX);
     }
 }
