@@ -210,12 +210,18 @@ impl Core {
         }
     }
 
+    fn may_send_changes(&self) -> bool {
+        self.redis
+            .as_ref()
+            .is_none_or(|redis| self.link == LinkState::Up && redis.may_change_subscriptions())
+    }
+
     /// Carries out what should change. The memory broker is its own confirmation.
     fn send_changes(&mut self) {
-        while self.link == LinkState::Up && self.interest.has_changes() {
+        while self.may_send_changes() && self.interest.has_changes() {
             let changes = self.interest.take_changes(CHANGES_PER_COMMAND_MAX, self.node.now_ms());
             match &self.redis {
-                Some(redis) => redis.change_subscriptions(changes),
+                Some(redis) => redis.change_subscriptions(&changes),
                 None => {
                     for name in changes.subscribe {
                         if let Some(confirmed) = self.interest.on_subscribed(name.as_bytes()) {
@@ -285,7 +291,6 @@ impl Core {
             }
             Push::Up => self.set_link(LinkState::Up),
             Push::Down => {
-                redis.on_down();
                 let n_channels = self.interest.on_link_down();
                 self.node.metrics.broker.on_gap(Gap::LinkLost, n_channels as u64);
                 self.set_link(LinkState::Down);

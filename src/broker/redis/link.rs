@@ -1,10 +1,12 @@
 //! The only file that names the Redis client's connections.
 //!
 //! Two links per process, on the broker thread: *pub/sub* (RESP3, whose pushes a closure puts
-//! into the inbox) and *command* (pipelined). Nagle is off and keepalive on; both have a
-//! response time limit. A link never reconnects by itself: its supervisor drops it and dials
-//! again, because the client's own manager gives up, ignores failed resubscribes and doesn't
-//! see a frozen Redis.
+//! into the inbox) and *command* (pipelined). Nagle is off and keepalive on. A command has a time
+//! limit, a SUBSCRIBE has none: on a slow link its confirmations may take long, and a link that
+//! lives would be given up, with a gap for all channels, over and over. The supervisor's pings
+//! tell a slow link from a silent one. A link never reconnects by itself: its supervisor drops it
+//! and dials again, because the client's own manager gives up, ignores failed resubscribes and
+//! doesn't see a frozen Redis.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
     RedisError, Value,
 };
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::inbox::{Inbox, Push};
 use crate::broker::PublishError;
@@ -37,33 +41,42 @@ impl Dialer {
         Ok(Self { client, response_timeout })
     }
 
-    fn config(&self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.response_timeout))
-    }
-
-    /// Dials the pub/sub link. Its pushes go to `inbox` under `generation`.
+    /// Dials the pub/sub link, subscribed to `first`. Its pushes go to `inbox` under
+    /// `generation`; `broken` hears of its end, be it before this returns.
     pub async fn pubsub(
         &self,
         inbox: Arc<Inbox>,
         generation: u64,
+        broken: Arc<Notify>,
+        first: &[u8],
     ) -> Result<PubSubLink, RedisError> {
         let sender = move |info: PushInfo| {
             if let Some(push) = translate(info) {
+                if push == Push::Down {
+                    broken.notify_one();
+                }
                 inbox.push(generation, push);
             }
             Ok::<(), redis::aio::SendError>(())
         };
-        let config = self.config().set_push_sender(sender);
-        Ok(PubSubLink(self.client.get_multiplexed_async_connection_with_config(&config).await?))
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(None)
+            .set_push_sender(sender);
+        let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut link = PubSubLink(connected);
+        match timeout(self.response_timeout, link.subscribe(&[first.to_vec()])).await {
+            Ok(subscribed) => subscribed.map(|()| link),
+            Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+        }
     }
 
     /// Dials the command link.
     pub async fn command(&self) -> Result<CommandLink, RedisError> {
-        Ok(CommandLink(
-            self.client.get_multiplexed_async_connection_with_config(&self.config()).await?,
-        ))
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.response_timeout));
+        Ok(CommandLink(self.client.get_multiplexed_async_connection_with_config(&config).await?))
     }
 }
 
@@ -87,6 +100,11 @@ fn translate(info: PushInfo) -> Option<Push> {
 pub struct PubSubLink(MultiplexedConnection);
 
 impl PubSubLink {
+    /// Waits for the answer as long as it takes.
+    pub async fn ping(&mut self) -> Result<(), RedisError> {
+        redis::cmd("PING").exec_async(&mut self.0).await
+    }
+
     /// Sends SUBSCRIBE; each channel is confirmed by a push.
     pub async fn subscribe(&mut self, channels: &[Vec<u8>]) -> Result<(), RedisError> {
         if channels.is_empty() { Ok(()) } else { self.0.subscribe(channels).await }

@@ -1,9 +1,12 @@
 //! The Redis side of the broker: two supervised links, the inbox, publishes in flight.
 //!
 //! All on the broker thread. The supervisors dial for ever with jittered back-off and log one
-//! line per change of state. The pub/sub link is probed from end to end: a publish to this
-//! node's own channel must come back, since a connection that the kernel calls established may
-//! lead to a Redis that delivers nothing.
+//! line per change of state. A connection that the kernel calls established may lead nowhere, or
+//! to a Redis that delivers nothing. So the pub/sub link is pinged, whatever the command link
+//! does; and it is probed from end to end: a publish of the command link to this node's own
+//! channel must come back.
+//! **Invariant:** what goes wrong on a link that was replaced doesn't touch its successor: each
+//! link has a `broken` of its own.
 
 mod backoff;
 mod inbox;
@@ -15,7 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use super::core::FinishedPublish;
 use super::interest::Changes;
@@ -29,8 +33,14 @@ use link::{CommandLink, Dialer, PubSubLink};
 
 /// How often the links are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// A probe that was published must have come back after this, milliseconds.
-const PROBE_TIMEOUT_MS: u64 = 8_000;
+/// A ping must be answered, and a probe that was published have come back, after this: with the
+/// interval well under the 15 s after which a node must know. Not less, since both stand in line
+/// behind the publications of a link that is merely slow.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
+/// SUBSCRIBE and UNSUBSCRIBE commands that wait for their confirmations. All at once would queue
+/// tens of thousands of confirmations in Redis's output buffer for this node, for which Redis may
+/// cut it, again and again.
+const CHANGES_MAX: usize = 2;
 /// Publishes in flight; more are refused at once.
 const PUBLISHES_MAX: usize = 50_000;
 
@@ -48,12 +58,26 @@ pub struct Redis {
     prefix: Vec<u8>,
     probe_channel: Vec<u8>,
     probe_seen_ms: Cell<u64>,
-    pubsub: RefCell<Option<PubSubLink>>,
-    pubsub_broken: Notify,
-    command: RefCell<Option<CommandLink>>,
-    command_broken: Notify,
+    pubsub: RefCell<Option<PubSub>>,
+    command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
     finished: RefCell<Vec<FinishedPublish>>,
+}
+
+/// The pub/sub link in use.
+struct PubSub {
+    link: PubSubLink,
+    broken: Arc<Notify>,
+    /// Commands that wait for their confirmations. They have no time limit of their own, since
+    /// the link is pinged; they end with it.
+    changes: JoinSet<()>,
+}
+
+/// The command link in use.
+#[derive(Clone)]
+struct Command {
+    link: CommandLink,
+    broken: Rc<Notify>,
 }
 
 impl Redis {
@@ -72,9 +96,7 @@ impl Redis {
             probe_channel,
             probe_seen_ms: Cell::new(0),
             pubsub: RefCell::new(None),
-            pubsub_broken: Notify::new(),
             command: RefCell::new(None),
-            command_broken: Notify::new(),
             n_in_flight: Cell::new(0),
             finished: RefCell::new(Vec::new()),
             node,
@@ -87,13 +109,6 @@ impl Redis {
     /// Something is to be taken.
     pub async fn wakes(&self) {
         self.inbox.notify.notified().await;
-    }
-
-    /// The pub/sub connection ended: its supervisor, if it doesn't know yet, dials again.
-    pub fn on_down(&self) {
-        if self.pubsub.borrow().is_some() {
-            self.pubsub_broken.notify_one();
-        }
     }
 
     pub fn inbox_bytes(&self) -> usize {
@@ -121,29 +136,40 @@ impl Redis {
         channels.iter().map(|channel| [&self.prefix[..], channel.as_bytes()].concat()).collect()
     }
 
+    /// Whether another command may be sent on the current link; if not, wakes once it may.
+    pub fn may_change_subscriptions(&self) -> bool {
+        let mut pubsub = self.pubsub.borrow_mut();
+        let Some(PubSub { changes, .. }) = pubsub.as_mut() else { return false };
+        while changes.try_join_next().is_some() {}
+        changes.len() < CHANGES_MAX
+    }
+
     /// Sends what should change on the current link; a failure breaks it, and the next link
     /// starts from what should be.
-    pub fn change_subscriptions(self: &Rc<Self>, changes: Changes) {
-        let Some(mut link) = self.pubsub.borrow().clone() else { return };
-        let redis = self.clone();
-        tokio::task::spawn_local(async move {
-            let (subscribe, unsubscribe) = (
-                redis.redis_channels(&changes.subscribe),
-                redis.redis_channels(&changes.unsubscribe),
-            );
+    pub fn change_subscriptions(&self, changes: &Changes) {
+        let mut pubsub = self.pubsub.borrow_mut();
+        let Some(pubsub) = pubsub.as_mut() else { return };
+        let (mut link, broken) = (pubsub.link.clone(), pubsub.broken.clone());
+        let (subscribe, unsubscribe) =
+            (self.redis_channels(&changes.subscribe), self.redis_channels(&changes.unsubscribe));
+        let inbox = self.inbox.clone();
+        pubsub.changes.spawn_local(async move {
             let subscribed = link.subscribe(&subscribe).await;
             let unsubscribed = link.unsubscribe(&unsubscribe).await;
             if subscribed.is_err() || unsubscribed.is_err() {
-                redis.pubsub_broken.notify_one();
+                broken.notify_one();
             }
+            inbox.notify.notify_one();
         });
     }
 
     /// Publishes a turn's batch in one pipeline.
     pub fn publish(self: &Rc<Self>, batch: Vec<PublishRequest>) {
-        let link = self.command.borrow().clone();
+        let command = self.command.borrow().clone();
         let n = batch.len();
-        let (Some(mut link), true) = (link, self.n_in_flight.get() + n <= PUBLISHES_MAX) else {
+        let (Some(Command { mut link, broken }), true) =
+            (command, self.n_in_flight.get() + n <= PUBLISHES_MAX)
+        else {
             let refused = |request: PublishRequest| FinishedPublish {
                 asked: request.asked,
                 result: Err(PublishError::Unavailable),
@@ -175,14 +201,14 @@ impl Redis {
             redis.finished.borrow_mut().extend(finished);
             redis.inbox.notify.notify_one();
             if published.broken {
-                redis.command_broken.notify_one();
+                broken.notify_one();
             }
         });
     }
 
     /// Publishes a probe. True: Redis took it.
     async fn send_probe(&self) -> bool {
-        let Some(mut link) = self.command.borrow().clone() else { return false };
+        let Some(Command { mut link, .. }) = self.command.borrow().clone() else { return false };
         let published =
             link.publish([(self.probe_channel.clone(), b"probe".to_vec())].into_iter()).await;
         !published.broken
@@ -194,15 +220,31 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
     let up = &redis.node.metrics.broker.pubsub_up;
     let mut backoff = Backoff::new("pub/sub");
     for generation in 1.. {
-        match dial_pubsub(&redis, generation).await {
+        redis.inbox.start(generation);
+        let broken = Arc::new(Notify::new());
+        let dialled = redis.dialer.pubsub(
+            redis.inbox.clone(),
+            generation,
+            broken.clone(),
+            &redis.probe_channel,
+        );
+        match dialled.await {
             Ok(link) => {
                 let since = Instant::now();
                 tracing::info!("Redis pub/sub link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
-                redis.pubsub.replace(Some(link));
+                redis.pubsub.replace(Some(PubSub {
+                    link: link.clone(),
+                    broken: broken.clone(),
+                    changes: JoinSet::new(),
+                }));
                 up.set(1);
                 redis.inbox.push(generation, Push::Up);
-                let reason = until_broken(&redis).await;
+                let reason = tokio::select! {
+                    () = broken.notified() => "connection lost",
+                    () = until_silent(link) => "a ping was not answered",
+                    () = until_deaf(&redis) => "a probe did not come back",
+                };
                 up.set(0);
                 redis.pubsub.replace(None);
                 redis.inbox.push(generation, Push::Down);
@@ -215,27 +257,27 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
     }
 }
 
-async fn dial_pubsub(redis: &Rc<Redis>, generation: u64) -> Result<PubSubLink, redis::RedisError> {
-    redis.inbox.start(generation);
-    let mut link = redis.dialer.pubsub(redis.inbox.clone(), generation).await?;
-    link.subscribe(std::slice::from_ref(&redis.probe_channel)).await?;
-    redis.probe_seen_ms.set(redis.node.now_ms());
-    Ok(link)
+/// Resolves once the link answers no ping.
+async fn until_silent(mut link: PubSubLink) {
+    loop {
+        sleep(PROBE_INTERVAL).await;
+        if !matches!(timeout(PROBE_TIMEOUT, link.ping()).await, Ok(Ok(()))) {
+            return;
+        }
+    }
 }
 
-/// Resolves with the reason once the current pub/sub link is of no use.
-async fn until_broken(redis: &Redis) -> &'static str {
+/// Resolves once what the command link publishes doesn't come back.
+async fn until_deaf(redis: &Redis) {
+    let timeout_ms = PROBE_TIMEOUT.as_millis() as u64;
+    redis.probe_seen_ms.set(redis.node.now_ms());
     let mut sent_unseen_since_ms = None;
     loop {
-        if timeout(PROBE_INTERVAL, redis.pubsub_broken.notified()).await.is_ok() {
-            return "connection lost";
-        }
+        sleep(PROBE_INTERVAL).await;
         let now_ms = redis.node.now_ms();
         match sent_unseen_since_ms {
             Some(since_ms) if redis.probe_seen_ms.get() >= since_ms => sent_unseen_since_ms = None,
-            Some(since_ms) if now_ms >= since_ms + PROBE_TIMEOUT_MS => {
-                return "a probe did not come back";
-            }
+            Some(since_ms) if now_ms >= since_ms + timeout_ms => return,
             _ => {}
         }
         // A probe that couldn't be sent proves nothing about this link.
@@ -255,10 +297,11 @@ async fn supervise_command(redis: Rc<Redis>) {
                 let since = Instant::now();
                 tracing::info!("Redis command link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
-                redis.command.replace(Some(link.clone()));
+                let broken = Rc::new(Notify::new());
+                redis.command.replace(Some(Command { link: link.clone(), broken: broken.clone() }));
                 up.set(1);
                 loop {
-                    if timeout(PROBE_INTERVAL, redis.command_broken.notified()).await.is_ok()
+                    if timeout(PROBE_INTERVAL, broken.notified()).await.is_ok()
                         || link.ping().await.is_err()
                     {
                         break;
