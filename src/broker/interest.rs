@@ -304,10 +304,12 @@ impl Interest {
 
     /// Channels whose delay is over are queued; shards that waited too long come back.
     pub fn on_tick(&mut self, now_ms: u64) -> Vec<(Arc<Channel>, usize)> {
+        let mut any_unwanted = false;
         while self.lingering.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms) {
             let (_, id) = self.lingering.pop_front().expect("invariant: just seen");
             if self.entry_of(id).is_some_and(|entry| !entry.is_wanted(now_ms)) {
                 self.queue(id.slot);
+                any_unwanted = true;
             }
         }
         let mut expired = Vec::new();
@@ -320,9 +322,27 @@ impl Interest {
             if entry.waiting.len() != n_waiting {
                 expired.push((entry.channel.clone(), shard));
                 self.queue(id.slot);
+                any_unwanted = true;
             }
         }
+        if any_unwanted {
+            self.forget_unwanted(now_ms);
+        }
         expired
+    }
+
+    /// While the link is down, or doesn't keep up, nothing is taken: new names that nobody waits
+    /// for any more must not pile up until it does.
+    fn forget_unwanted(&mut self, now_ms: u64) {
+        for slot in std::mem::take(&mut self.changed) {
+            match &self.entries[slot as usize] {
+                Some(entry) if entry.stage == Stage::Idle && !entry.is_wanted(now_ms) => {
+                    self.close(slot);
+                }
+                Some(_) => self.changed.push_back(slot),
+                None => {}
+            }
+        }
     }
 
     /// Whether what was subscribed on an earlier link is subscribed again.

@@ -78,6 +78,19 @@ fn a_channel_whose_last_subscriber_left_need_not_be_restored() {
 }
 
 #[test]
+fn names_that_nobody_waits_for_any_more_do_not_pile_up_while_the_link_is_down() {
+    let mut interest = Interest::new(0, 3_000);
+    for n in 0..1_000 {
+        interest.acquire(&format!("c{n}"), 0, 10 * n);
+        interest.on_tick(10 * n);
+    }
+    interest.acquire("kept", 0, 9_999);
+    assert_eq!(interest.on_tick(12_990).len(), 300);
+    assert_eq!((interest.names.len(), interest.changed.len()), (1, 1));
+    assert!(interest.entries.len() <= 302, "{}", interest.entries.len());
+}
+
+#[test]
 fn the_deadline_of_an_earlier_wait_does_not_end_a_later_one() {
     let mut interest = Interest::new(0, 3_000);
     interest.acquire("a", 2, 0);
