@@ -41,8 +41,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 /// tens of thousands of confirmations in Redis's output buffer for this node, for which Redis may
 /// cut it, again and again.
 const CHANGES_MAX: usize = 2;
-/// Publishes in flight; more are refused at once.
+/// Publishes in flight, and their bytes; more are refused at once. Only a Redis that hangs gets
+/// that far, within `HUB_REDIS_TIMEOUT`.
 const PUBLISHES_MAX: usize = 50_000;
+const PUBLISH_BYTES_MAX: usize = 64 << 20;
 
 /// One publish on its way to Redis.
 pub struct PublishRequest {
@@ -61,6 +63,7 @@ pub struct Redis {
     pubsub: RefCell<Option<PubSub>>,
     command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
+    bytes_in_flight: Cell<usize>,
     finished: RefCell<Vec<FinishedPublish>>,
 }
 
@@ -98,6 +101,7 @@ impl Redis {
             pubsub: RefCell::new(None),
             command: RefCell::new(None),
             n_in_flight: Cell::new(0),
+            bytes_in_flight: Cell::new(0),
             finished: RefCell::new(Vec::new()),
             node,
         });
@@ -165,33 +169,33 @@ impl Redis {
 
     /// Publishes a turn's batch in one pipeline.
     pub fn publish(self: &Rc<Self>, batch: Vec<PublishRequest>) {
-        let command = self.command.borrow().clone();
-        let n = batch.len();
-        let (Some(Command { mut link, broken }), true) =
-            (command, self.n_in_flight.get() + n <= PUBLISHES_MAX)
-        else {
-            let refused = |request: PublishRequest| FinishedPublish {
-                asked: request.asked,
-                result: Err(PublishError::Unavailable),
-            };
-            self.finished.borrow_mut().extend(batch.into_iter().map(refused));
-            self.inbox.notify.notify_one();
+        let Some(Command { mut link, broken }) = self.command.borrow().clone() else {
+            batch.into_iter().for_each(|request| self.refuse(request.asked));
             return;
         };
-        self.n_in_flight.set(self.n_in_flight.get() + n);
+        let mut asked = Vec::with_capacity(batch.len());
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut bytes = 0;
+        for request in batch {
+            let request_bytes = request.channel.len() + request.payload.len();
+            if !self.try_admit(request_bytes) {
+                self.refuse(request.asked);
+                continue;
+            }
+            bytes += request_bytes;
+            asked.push(request.asked);
+            commands
+                .push(([&self.prefix[..], request.channel.as_bytes()].concat(), request.payload));
+        }
+        if commands.is_empty() {
+            return;
+        }
         let redis = self.clone();
         tokio::task::spawn_local(async move {
-            let mut asked = Vec::with_capacity(n);
-            let mut commands = Vec::with_capacity(n);
-            for request in batch {
-                asked.push(request.asked);
-                commands.push((
-                    [&redis.prefix[..], request.channel.as_bytes()].concat(),
-                    request.payload,
-                ));
-            }
+            let n = commands.len();
             let published = link.publish(commands.into_iter()).await;
             redis.n_in_flight.set(redis.n_in_flight.get() - n);
+            redis.bytes_in_flight.set(redis.bytes_in_flight.get() - bytes);
             let results =
                 published.results.into_iter().map(|result| result.map(|()| Position::default()));
             let finished = asked
@@ -204,6 +208,25 @@ impl Redis {
                 broken.notify_one();
             }
         });
+    }
+
+    /// Counts a publish as in flight; false: too much is. One alone may be of any size.
+    fn try_admit(&self, bytes: usize) -> bool {
+        let (n_in_flight, bytes_in_flight) =
+            (self.n_in_flight.get() + 1, self.bytes_in_flight.get() + bytes);
+        let admitted = n_in_flight == 1
+            || (n_in_flight <= PUBLISHES_MAX && bytes_in_flight <= PUBLISH_BYTES_MAX);
+        if admitted {
+            self.n_in_flight.set(n_in_flight);
+            self.bytes_in_flight.set(bytes_in_flight);
+        }
+        admitted
+    }
+
+    fn refuse(&self, asked: Option<Asked>) {
+        let result = Err(PublishError::Unavailable);
+        self.finished.borrow_mut().push(FinishedPublish { asked, result });
+        self.inbox.notify.notify_one();
     }
 
     /// Publishes a probe. True: Redis took it.
