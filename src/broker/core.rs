@@ -295,6 +295,7 @@ impl Core {
                     door.push(ShardEvent::Gap(Gapped::All));
                 }
             }
+            Push::Probe => {}
             Push::Up => self.link = LinkState::Up,
             Push::Down => {
                 let n_channels = self.interest.on_link_down();

@@ -43,21 +43,28 @@ impl Dialer {
         Ok(Self { client, response_timeout })
     }
 
-    /// Dials the pub/sub link, subscribed to `first`. Its pushes go to `inbox` under
+    /// Dials the pub/sub link, subscribed to `probe_channel`. Its pushes go to `inbox` under
     /// `generation`; `broken` hears of its end, be it before this returns.
     pub async fn pubsub(
         &self,
         inbox: Arc<Inbox>,
         generation: u64,
         broken: Arc<Notify>,
-        first: &[u8],
+        probe_channel: &[u8],
     ) -> Result<PubSubLink, RedisError> {
+        let own = probe_channel.to_vec();
         let sender = move |info: PushInfo| {
-            if let Some(push) = translate(info) {
-                if push == Push::Down {
-                    broken.notify_one();
+            match translate(info) {
+                Some(Push::Message { channel, .. }) if channel == own => {
+                    inbox.push(generation, Push::Probe);
                 }
-                inbox.push(generation, push);
+                Some(push) => {
+                    if push == Push::Down {
+                        broken.notify_one();
+                    }
+                    inbox.push(generation, push);
+                }
+                None => {}
             }
             Ok::<(), redis::aio::SendError>(())
         };
@@ -67,7 +74,7 @@ impl Dialer {
             .set_push_sender(sender);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut link = PubSubLink(connected);
-        match timeout(self.response_timeout, link.subscribe(&[first.to_vec()])).await {
+        match timeout(self.response_timeout, link.subscribe(&[probe_channel.to_vec()])).await {
             Ok(subscribed) => subscribed.map(|()| link),
             Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
         }

@@ -59,7 +59,6 @@ pub struct Redis {
     inbox: Arc<Inbox>,
     prefix: Vec<u8>,
     probe_channel: Vec<u8>,
-    probe_seen_ms: Cell<u64>,
     pubsub: RefCell<Option<PubSub>>,
     command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
@@ -97,7 +96,6 @@ impl Redis {
             inbox: Arc::new(Inbox::new(config.redis_inbox_bytes_max)),
             prefix,
             probe_channel,
-            probe_seen_ms: Cell::new(0),
             pubsub: RefCell::new(None),
             command: RefCell::new(None),
             n_in_flight: Cell::new(0),
@@ -127,12 +125,8 @@ impl Redis {
         self.finished.take()
     }
 
-    /// The channel behind a Redis channel of ours; `None`: the probe, or not ours.
+    /// The channel behind a Redis channel; `None`: not ours.
     pub fn channel_of<'a>(&self, redis_channel: &'a [u8]) -> Option<&'a [u8]> {
-        if redis_channel == self.probe_channel {
-            self.probe_seen_ms.set(self.node.now_ms());
-            return None;
-        }
         redis_channel.strip_prefix(&self.prefix[..])
     }
 
@@ -292,20 +286,23 @@ async fn until_silent(mut link: PubSubLink) {
 
 /// Resolves once what the command link publishes doesn't come back.
 async fn until_deaf(redis: &Redis) {
-    let timeout_ms = PROBE_TIMEOUT.as_millis() as u64;
-    redis.probe_seen_ms.set(redis.node.now_ms());
-    let mut sent_unseen_since_ms = None;
+    struct Sent {
+        at: Instant,
+        n_back_before: u64,
+    }
+    let mut unseen: Option<Sent> = None;
     loop {
         sleep(PROBE_INTERVAL).await;
-        let now_ms = redis.node.now_ms();
-        match sent_unseen_since_ms {
-            Some(since_ms) if redis.probe_seen_ms.get() >= since_ms => sent_unseen_since_ms = None,
-            Some(since_ms) if now_ms >= since_ms + timeout_ms => return,
+        let n_back = redis.inbox.n_probes();
+        match &unseen {
+            Some(sent) if n_back > sent.n_back_before => unseen = None,
+            Some(sent) if sent.at.elapsed() >= PROBE_TIMEOUT => return,
             _ => {}
         }
+        let at = Instant::now();
         // A probe that couldn't be sent proves nothing about this link.
-        if redis.send_probe().await && sent_unseen_since_ms.is_none() {
-            sent_unseen_since_ms = Some(now_ms);
+        if redis.send_probe().await && unseen.is_none() {
+            unseen = Some(Sent { at, n_back_before: n_back });
         }
     }
 }
