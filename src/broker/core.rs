@@ -67,6 +67,10 @@ struct Core {
     doors: Vec<ShardDoor>,
     redis: Option<Rc<Redis>>,
     link: LinkState,
+    /// What the shards know of the link: it is up once all they had is subscribed again. Who
+    /// subscribes to a channel that its shard has already is answered at once, and would miss
+    /// what is published before the broker is subscribed.
+    told: LinkState,
     publishes: Vec<PublishRequest>,
     surveys: Surveys,
     feed: Option<Feed>,
@@ -93,6 +97,7 @@ impl Core {
             doors,
             redis,
             link,
+            told: link,
             publishes: Vec::new(),
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
@@ -149,7 +154,7 @@ impl Core {
             }
             BrokerCommand::Forget { shard } => {
                 self.interest.forget_shard(shard, now_ms);
-                self.doors[shard].push(ShardEvent::Link(self.link));
+                self.doors[shard].push(ShardEvent::Link(self.told));
             }
             BrokerCommand::Stop => {}
         }
@@ -210,12 +215,18 @@ impl Core {
         }
     }
 
+    fn may_send_changes(&self) -> bool {
+        self.redis
+            .as_ref()
+            .is_none_or(|redis| self.link == LinkState::Up && redis.may_change_subscriptions())
+    }
+
     /// Carries out what should change. The memory broker is its own confirmation.
     fn send_changes(&mut self) {
-        while self.link == LinkState::Up && self.interest.has_changes() {
+        while self.may_send_changes() && self.interest.has_changes() {
             let changes = self.interest.take_changes(CHANGES_PER_COMMAND_MAX, self.node.now_ms());
             match &self.redis {
-                Some(redis) => redis.change_subscriptions(changes),
+                Some(redis) => redis.change_subscriptions(&changes),
                 None => {
                     for name in changes.subscribe {
                         if let Some(confirmed) = self.interest.on_subscribed(name.as_bytes()) {
@@ -230,6 +241,7 @@ impl Core {
             }
         }
         self.node.metrics.broker.redis_subscriptions.set(self.interest.n_live() as u64);
+        self.tell_link();
     }
 
     // --- Redis
@@ -283,20 +295,21 @@ impl Core {
                     door.push(ShardEvent::Gap(Gapped::All));
                 }
             }
-            Push::Up => self.set_link(LinkState::Up),
+            Push::Probe => {}
+            Push::Up => self.link = LinkState::Up,
             Push::Down => {
-                redis.on_down();
                 let n_channels = self.interest.on_link_down();
                 self.node.metrics.broker.on_gap(Gap::LinkLost, n_channels as u64);
-                self.set_link(LinkState::Down);
+                self.link = LinkState::Down;
             }
         }
     }
 
-    fn set_link(&mut self, link: LinkState) {
-        self.link = link;
-        for door in &mut self.doors {
-            door.push(ShardEvent::Link(link));
+    fn tell_link(&mut self) {
+        let link = if self.interest.is_restored() { self.link } else { LinkState::Down };
+        if link != self.told {
+            self.told = link;
+            self.doors.iter_mut().for_each(|door| door.push(ShardEvent::Link(link)));
         }
     }
 

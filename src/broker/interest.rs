@@ -78,6 +78,11 @@ impl Entry {
         !self.shards.is_empty() || !self.waiting.is_empty()
     }
 
+    /// Has subscribers, from before the link broke, and isn't subscribed.
+    fn is_lost(&self) -> bool {
+        !self.shards.is_empty() && self.stage != Stage::Live
+    }
+
     fn is_wanted(&self, now_ms: u64) -> bool {
         self.is_used() || now_ms < self.linger_until_ms
     }
@@ -137,6 +142,8 @@ pub struct Interest {
     lingering: VecDeque<(u64, ChannelId)>,
     deadlines: VecDeque<(u64, ChannelId, usize)>,
     n_live: usize,
+    /// Channels that shards have subscribers of and the current link hasn't confirmed yet.
+    n_lost: usize,
     unsubscribe_delay_ms: u64,
     acquire_timeout_ms: u64,
 }
@@ -152,6 +159,7 @@ impl Interest {
             lingering: VecDeque::new(),
             deadlines: VecDeque::new(),
             n_live: 0,
+            n_lost: 0,
             unsubscribe_delay_ms,
             acquire_timeout_ms,
         }
@@ -197,11 +205,14 @@ impl Interest {
     pub fn release(&mut self, id: ChannelId, shard: usize, now_ms: u64) {
         let delay_ms = self.unsubscribe_delay_ms;
         let Some(entry) = self.entry_of(id) else { return };
+        let was_lost = entry.is_lost();
         entry.shards.remove(shard);
+        let n_found = usize::from(was_lost && !entry.is_lost());
         if !entry.is_used() {
             entry.linger_until_ms = now_ms + delay_ms;
             self.lingering.push_back((now_ms + delay_ms, id));
         }
+        self.n_lost -= n_found;
     }
 
     /// A shard started afresh: it wants nothing any more.
@@ -222,6 +233,7 @@ impl Interest {
         if entry.stage != Stage::Subscribing {
             return None;
         }
+        let n_found = usize::from(entry.is_lost());
         entry.stage = Stage::Live;
         let resumed = entry.shards;
         let mut waiting = ShardSet::default();
@@ -232,6 +244,7 @@ impl Interest {
         let channel = entry.channel.clone();
         let confirmed = Confirmed { id: entry.id, channel, shards: waiting, resumed };
         self.n_live += 1;
+        self.n_lost -= n_found;
         self.queue(slot);
         (!confirmed.shards.is_empty() || !resumed.is_empty()).then_some(confirmed)
     }
@@ -248,9 +261,11 @@ impl Interest {
 
     /// The link broke: nothing is subscribed. Returns how many channels were.
     pub fn on_link_down(&mut self) -> usize {
+        self.n_lost = 0;
         for slot in 0..self.entries.len() {
             if let Some(entry) = &mut self.entries[slot] {
                 entry.stage = Stage::Idle;
+                self.n_lost += usize::from(entry.is_lost());
                 self.queue(slot as u32);
             }
         }
@@ -289,10 +304,12 @@ impl Interest {
 
     /// Channels whose delay is over are queued; shards that waited too long come back.
     pub fn on_tick(&mut self, now_ms: u64) -> Vec<(Arc<Channel>, usize)> {
+        let mut any_unwanted = false;
         while self.lingering.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms) {
             let (_, id) = self.lingering.pop_front().expect("invariant: just seen");
             if self.entry_of(id).is_some_and(|entry| !entry.is_wanted(now_ms)) {
                 self.queue(id.slot);
+                any_unwanted = true;
             }
         }
         let mut expired = Vec::new();
@@ -305,9 +322,32 @@ impl Interest {
             if entry.waiting.len() != n_waiting {
                 expired.push((entry.channel.clone(), shard));
                 self.queue(id.slot);
+                any_unwanted = true;
             }
         }
+        if any_unwanted {
+            self.forget_unwanted(now_ms);
+        }
         expired
+    }
+
+    /// While the link is down, or doesn't keep up, nothing is taken: new names that nobody waits
+    /// for any more must not pile up until it does.
+    fn forget_unwanted(&mut self, now_ms: u64) {
+        for slot in std::mem::take(&mut self.changed) {
+            match &self.entries[slot as usize] {
+                Some(entry) if entry.stage == Stage::Idle && !entry.is_wanted(now_ms) => {
+                    self.close(slot);
+                }
+                Some(_) => self.changed.push_back(slot),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether what was subscribed on an earlier link is subscribed again.
+    pub fn is_restored(&self) -> bool {
+        self.n_lost == 0
     }
 
     /// Channels that are subscribed.
@@ -363,95 +403,4 @@ impl Interest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(changes: &Changes) -> (Vec<&str>, Vec<&str>) {
-        (
-            changes.subscribe.iter().map(|name| &**name).collect(),
-            changes.unsubscribe.iter().map(|name| &**name).collect(),
-        )
-    }
-
-    #[test]
-    fn a_shard_is_confirmed_with_redis_and_let_go_after_the_delay() {
-        let mut interest = Interest::new(1_000, 3_000);
-        assert!(interest.acquire("a", 0, 0).is_none());
-        assert!(interest.target(b"a").is_none());
-        assert_eq!(names(&interest.take_changes(9, 0)), (vec!["a"], vec![]));
-        let confirmed = interest.on_subscribed(b"a").unwrap();
-        assert_eq!(interest.target(b"a").unwrap().shards, confirmed.shards);
-        assert!(interest.acquire("a", 3, 5).is_some());
-        interest.release(confirmed.id, 0, 10);
-        interest.release(confirmed.id, 3, 10);
-        interest.on_tick(500);
-        assert_eq!(interest.take_changes(9, 500), Changes::default());
-        interest.on_tick(1_010);
-        assert_eq!(names(&interest.take_changes(9, 1_010)), (vec![], vec!["a"]));
-        interest.on_unsubscribed(b"a");
-        interest.take_changes(9, 1_011);
-        assert!(interest.names.is_empty());
-    }
-
-    #[test]
-    fn a_subscriber_during_an_unsubscribe_waits_for_the_next_subscribe() {
-        let mut interest = Interest::new(0, 3_000);
-        interest.acquire("a", 0, 0);
-        interest.take_changes(9, 0);
-        let id = interest.on_subscribed(b"a").unwrap().id;
-        interest.release(id, 0, 10);
-        interest.on_tick(10);
-        assert_eq!(names(&interest.take_changes(9, 10)), (vec![], vec!["a"]));
-        assert!(interest.acquire("a", 1, 11).is_none());
-        assert_eq!(interest.take_changes(9, 11), Changes::default());
-        interest.on_unsubscribed(b"a");
-        assert_eq!(names(&interest.take_changes(9, 12)), (vec!["a"], vec![]));
-        assert!(interest.on_subscribed(b"a").is_some());
-    }
-
-    #[test]
-    fn a_lost_link_resubscribes_what_is_wanted_and_forgets_the_rest() {
-        let mut interest = Interest::new(0, 3_000);
-        for name in ["a", "b"] {
-            interest.acquire(name, 0, 0);
-        }
-        interest.take_changes(9, 0);
-        interest.on_subscribed(b"a");
-        let b = interest.on_subscribed(b"b").unwrap().id;
-        interest.release(b, 0, 1);
-        assert_eq!(interest.on_link_down(), 2);
-        assert_eq!(names(&interest.take_changes(9, 2)), (vec!["a"], vec![]));
-        assert!(interest.target(b"a").is_some());
-        assert!(interest.target(b"b").is_none());
-    }
-
-    #[test]
-    fn the_deadline_of_an_earlier_wait_does_not_end_a_later_one() {
-        let mut interest = Interest::new(0, 3_000);
-        interest.acquire("a", 2, 0);
-        interest.take_changes(9, 0);
-        let id = interest.on_subscribed(b"a").unwrap().id;
-        interest.release(id, 2, 10);
-        interest.on_tick(10);
-        interest.take_changes(9, 10);
-        interest.acquire("a", 2, 2_990);
-        assert!(interest.on_tick(3_000).is_empty());
-        assert_eq!(interest.on_tick(5_990).len(), 1);
-    }
-
-    #[test]
-    fn a_shard_that_waited_too_long_is_told_once() {
-        let mut interest = Interest::new(0, 3_000);
-        interest.acquire("a", 2, 0);
-        interest.take_changes(9, 0);
-        assert!(interest.on_tick(2_999).is_empty());
-        let expired = interest.on_tick(3_000);
-        assert_eq!(
-            expired.iter().map(|(channel, shard)| (&*channel.name, *shard)).collect::<Vec<_>>(),
-            [("a", 2)]
-        );
-        assert!(interest.on_tick(9_000).is_empty());
-        assert!(interest.on_subscribed(b"a").is_none());
-        assert_eq!(names(&interest.take_changes(9, 9_000)), (vec![], vec!["a"]));
-    }
-}
+mod tests;

@@ -72,6 +72,45 @@ pub fn request(
     Ok(parse(&wire, began.elapsed()))
 }
 
+/// A connection that is kept for many requests, one after the other.
+pub struct Kept {
+    stream: TcpStream,
+    addr: SocketAddr,
+}
+
+impl Kept {
+    pub fn open(addr: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, SOON)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, addr })
+    }
+
+    pub fn post(&mut self, path: &str, body: &str) -> std::io::Result<Response> {
+        let (host, length) = (self.addr, body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n");
+        self.stream.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
+        let began = Instant::now();
+        let mut wire = Vec::new();
+        loop {
+            if let Some(len) = head_len(&wire) {
+                let head = Head::parse(&wire[..len]);
+                let body_len = head.headers.iter().find(|(name, _)| name == "content-length");
+                let body_len: usize = body_len.map_or(0, |(_, value)| value.parse().unwrap());
+                if wire.len() >= len + body_len {
+                    return Ok(parse(&wire, began.elapsed()));
+                }
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                n => wire.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}
+
 fn parse(wire: &[u8], took: Duration) -> Response {
     let head_len = head_len(wire).expect("a whole response head");
     let head = Head::parse(&wire[..head_len]);

@@ -24,6 +24,7 @@ pub mod proxy;
 pub mod redis;
 pub mod swarm;
 pub mod sys;
+pub mod traffic;
 pub mod ws;
 
 pub use cf::{Cf, Pub};
@@ -32,6 +33,7 @@ pub use ledger::{Ledger, Viewer};
 pub use proxy::{Direction, Proxy};
 pub use redis::Redis;
 pub use swarm::{Pump, drive};
+pub use traffic::{Attempt, Traffic};
 pub use ws::{Close, Raw};
 
 use std::time::{Duration, Instant};

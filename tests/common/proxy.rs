@@ -1,4 +1,5 @@
-//! A TCP fault proxy, in front of Redis: delays, slices, cuts, refuses and swallows, per direction.
+//! A TCP fault proxy, in front of Redis: delays, slices, slows, cuts, refuses and swallows, per
+//! direction.
 //!
 //! Per direction of a connection one thread reads and stamps each chunk with the time it is due,
 //! another writes it then, so a delay adds latency without taking away throughput.
@@ -33,15 +34,29 @@ struct Fault {
     slice: Slice,
 }
 
+/// What the proxy itself holds of a slow connection: the rest must pile up at the sender.
+const WINDOW_BYTES: usize = 64 * 1024;
+
 struct Lane {
     fault: Mutex<Fault>,
     n_bytes: AtomicU64,
+    /// Bytes a second of each connection; 0 is as fast as it goes.
+    rate: AtomicU64,
+    /// The connection that carries the byte of this number ends with it.
+    cut_at: AtomicU64,
+}
+
+#[derive(Default)]
+struct Marks {
+    swallow: AtomicBool,
+    /// Has asked for subscriptions.
+    pubsub: AtomicBool,
 }
 
 struct Conn {
     client: TcpStream,
     server: TcpStream,
-    swallow: Arc<AtomicBool>,
+    marks: Arc<Marks>,
 }
 
 struct Shared {
@@ -52,6 +67,7 @@ struct Shared {
     swallow_new: AtomicBool,
     n_accepted: AtomicU64,
     n_refused: AtomicU64,
+    dials: Mutex<Vec<Instant>>,
     closing: AtomicBool,
 }
 
@@ -71,6 +87,8 @@ impl Proxy {
                 slice: Slice::Whole,
             }),
             n_bytes: AtomicU64::new(0),
+            rate: AtomicU64::new(0),
+            cut_at: AtomicU64::new(u64::MAX),
         };
         let shared = Arc::new(Shared {
             target,
@@ -80,6 +98,7 @@ impl Proxy {
             swallow_new: AtomicBool::new(false),
             n_accepted: AtomicU64::new(0),
             n_refused: AtomicU64::new(0),
+            dials: Mutex::default(),
             closing: AtomicBool::new(false),
         });
         let for_thread = Arc::clone(&shared);
@@ -100,6 +119,22 @@ impl Proxy {
         self.shared.lanes[direction as usize].fault.lock().unwrap().slice = slice;
     }
 
+    /// Each connection carries at most so many bytes a second; 0 is as fast as it goes.
+    pub fn rate(&self, direction: Direction, bytes_per_second: u64) {
+        self.shared.lanes[direction as usize].rate.store(bytes_per_second, SeqCst);
+    }
+
+    /// Ends the connection that carries so many bytes more, in the middle of whatever it says.
+    pub fn cut_after(&self, direction: Direction, n_bytes: u64) {
+        let lane = &self.shared.lanes[direction as usize];
+        lane.cut_at.store(lane.n_bytes.load(SeqCst) + n_bytes, SeqCst);
+    }
+
+    /// Whether a `cut_after` is still to come.
+    pub fn will_cut(&self, direction: Direction) -> bool {
+        self.shared.lanes[direction as usize].cut_at.load(SeqCst) != u64::MAX
+    }
+
     /// Ends every connection now; new ones are welcome unless `refuse`d.
     pub fn cut(&self) {
         for conn in self.shared.conns.lock().unwrap().drain(..) {
@@ -114,8 +149,17 @@ impl Proxy {
 
     /// Existing connections carry nothing from now on, without FIN or RST; new ones work.
     pub fn blackhole_existing(&self) {
-        for conn in self.shared.conns.lock().unwrap().iter() {
-            conn.swallow.store(true, SeqCst);
+        self.blackhole(|_| true);
+    }
+
+    /// The same for the connections that have asked for subscriptions.
+    pub fn blackhole_pubsub(&self) {
+        self.blackhole(|marks| marks.pubsub.load(SeqCst));
+    }
+
+    fn blackhole(&self, which: impl Fn(&Marks) -> bool) {
+        for conn in self.shared.conns.lock().unwrap().iter().filter(|conn| which(&conn.marks)) {
+            conn.marks.swallow.store(true, SeqCst);
         }
     }
 
@@ -135,6 +179,11 @@ impl Proxy {
 
     pub fn n_refused(&self) -> u64 {
         self.shared.n_refused.load(SeqCst)
+    }
+
+    /// When somebody dialled, whatever came of it.
+    pub fn dials(&self) -> Vec<Instant> {
+        self.shared.dials.lock().unwrap().clone()
     }
 }
 
@@ -158,22 +207,24 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
         if shared.closing.load(SeqCst) {
             return;
         }
+        shared.dials.lock().unwrap().push(Instant::now());
         if shared.refuse.load(SeqCst) {
             shared.n_refused.fetch_add(1, SeqCst);
             sys::reset_on_close(&client);
             continue;
         }
-        let Ok(server) = TcpStream::connect(shared.target) else {
+        let Ok(server) = sys::connect(shared.target, Some(WINDOW_BYTES)) else {
             shared.n_refused.fetch_add(1, SeqCst);
             continue;
         };
         shared.n_accepted.fetch_add(1, SeqCst);
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
-        let swallow = Arc::new(AtomicBool::new(shared.swallow_new.load(SeqCst)));
-        carry(shared, Direction::Up, &client, &server, &swallow);
-        carry(shared, Direction::Down, &server, &client, &swallow);
-        shared.conns.lock().unwrap().push(Conn { client, server, swallow });
+        let marks = Arc::new(Marks::default());
+        marks.swallow.store(shared.swallow_new.load(SeqCst), SeqCst);
+        carry(shared, Direction::Up, &client, &server, &marks);
+        carry(shared, Direction::Down, &server, &client, &marks);
+        shared.conns.lock().unwrap().push(Conn { client, server, marks });
     }
 }
 
@@ -187,23 +238,34 @@ fn carry(
     direction: Direction,
     from: &TcpStream,
     to: &TcpStream,
-    swallow: &Arc<AtomicBool>,
+    marks: &Arc<Marks>,
 ) {
     let (sender, receiver) = mpsc::channel::<Chunk>();
     let mut reading = from.try_clone().unwrap();
     let state = Arc::clone(shared);
-    let swallow = Arc::clone(swallow);
+    let marks = Arc::clone(marks);
     thread::spawn(move || {
+        let lane = &state.lanes[direction as usize];
         let mut rng = Rng::quiet();
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(n) = reading.read(&mut buffer) {
-            if n == 0 {
-                break;
+        let mut buffer = vec![0; WINDOW_BYTES];
+        loop {
+            // Twenty times a second, so that slow is slow and not a standstill with bursts.
+            let rate = lane.rate.load(SeqCst);
+            let n_max = if rate == 0 { WINDOW_BYTES } else { (rate as usize / 20).max(1) };
+            let n = match reading.read(&mut buffer[..n_max.min(WINDOW_BYTES)]) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => n,
+            };
+            if direction == Direction::Up && buffer[..n].windows(11).any(|w| w == b"\nSUBSCRIBE\r")
+            {
+                marks.pubsub.store(true, SeqCst);
             }
-            if swallow.load(SeqCst) {
+            if marks.swallow.load(SeqCst) {
                 continue;
             }
-            let fault = *state.lanes[direction as usize].fault.lock().unwrap();
+            let micros = (n as u64 * 1_000_000).checked_div(rate);
+            sys::pause(Duration::from_micros(micros.unwrap_or_default()));
+            let fault = *lane.fault.lock().unwrap();
             let spread = (fault.delay_max - fault.delay_min).as_micros() as u64;
             let delay = fault.delay_min + Duration::from_micros(rng.between(0, spread));
             let chunk = Chunk { due: Instant::now() + delay, bytes: buffer[..n].to_vec() };
@@ -237,8 +299,14 @@ fn write_sliced(to: &mut TcpStream, lane: &Lane, mut bytes: &[u8]) -> std::io::R
             Slice::Whole => bytes.len(),
             Slice::Of(min, max) => (rng.between(min as u64, max as u64) as usize).min(bytes.len()),
         };
+        let until_cut = lane.cut_at.load(SeqCst).saturating_sub(lane.n_bytes.load(SeqCst));
+        let n = n.min(usize::try_from(until_cut).unwrap_or(usize::MAX));
         to.write_all(&bytes[..n])?;
         lane.n_bytes.fetch_add(n as u64, SeqCst);
+        if n as u64 == until_cut {
+            lane.cut_at.store(u64::MAX, SeqCst);
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
         bytes = &bytes[n..];
     }
     Ok(())

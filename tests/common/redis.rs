@@ -92,6 +92,18 @@ impl Redis {
         }
     }
 
+    pub fn config_set(&self, name: &str, value: &str) {
+        let reply = self.command(&["CONFIG", "SET", name, value]);
+        assert_eq!(reply, Reply::Bytes(b"OK".to_vec()), "CONFIG SET {name} {value}");
+    }
+
+    /// A connection that sees every command of everybody; see `Resp::monitored`.
+    pub fn monitor(&self) -> Resp {
+        let mut resp = self.client();
+        assert_eq!(resp.command(&["MONITOR"]), Reply::Bytes(b"OK".to_vec()));
+        resp
+    }
+
     fn pid(&self) -> u32 {
         self.child.as_ref().expect("redis is up").id()
     }
@@ -206,6 +218,20 @@ impl Resp {
         wire.clear();
         for _ in 0..std::mem::take(n_pending) {
             receivers.push(self.read_reply().expect("redis answers").int());
+        }
+    }
+
+    /// The commands since MONITOR, as Redis prints them: `time [db address] "NAME" "argument"…`.
+    pub fn monitored(&mut self, redis: &Redis) -> Vec<String> {
+        let end = format!("{:016x}", sys::entropy());
+        redis.command(&["ECHO", &end]);
+        let mut lines = Vec::new();
+        loop {
+            let line = self.read_reply().expect("redis shows its commands").text();
+            if line.contains(&end) {
+                return lines;
+            }
+            lines.push(line);
         }
     }
 

@@ -15,10 +15,22 @@ const MESSAGE_BYTES: usize = 96;
 /// One thing that happened on the link, in wire order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Push {
-    Message { channel: Vec<u8>, payload: Vec<u8> },
-    Subscribed { channel: Vec<u8> },
-    Unsubscribed { channel: Vec<u8> },
-    Lost { n_dropped: u64 },
+    Message {
+        channel: Vec<u8>,
+        payload: Vec<u8>,
+    },
+    Subscribed {
+        channel: Vec<u8>,
+    },
+    Unsubscribed {
+        channel: Vec<u8>,
+    },
+    Lost {
+        n_dropped: u64,
+    },
+    /// The link's probe came back. Counted on arrival and never queued: a node that is behind
+    /// must not take its link for dead, and cut itself off, just because its inbox is full.
+    Probe,
     Up,
     Down,
 }
@@ -28,6 +40,7 @@ struct Queue {
     pushes: Vec<Push>,
     bytes: usize,
     generation: u64,
+    n_probes: u64,
 }
 
 pub struct Inbox {
@@ -56,6 +69,10 @@ impl Inbox {
             // Once a link: later ones of this generation are void.
             queue.generation = 0;
         }
+        if push == Push::Probe {
+            queue.n_probes += 1;
+            return;
+        }
         let was_empty = queue.pushes.is_empty();
         match (push, queue.bytes > self.bytes_max) {
             (Push::Message { .. }, true) => {
@@ -76,6 +93,11 @@ impl Inbox {
         if was_empty {
             self.notify.notify_one();
         }
+    }
+
+    /// Probes that came back so far, on any link.
+    pub fn n_probes(&self) -> u64 {
+        self.queue.lock().n_probes
     }
 
     /// Bytes not yet taken.
@@ -114,6 +136,20 @@ mod tests {
         assert_eq!(inbox.take(), expected);
         inbox.push(1, message(1));
         assert_eq!(inbox.take(), [message(1)]);
+    }
+
+    #[test]
+    fn a_probe_comes_through_a_full_inbox() {
+        let inbox = Inbox::new(1_000);
+        inbox.start(1);
+        for _ in 0..3 {
+            inbox.push(1, message(1_000));
+        }
+        inbox.push(1, Push::Probe);
+        assert_eq!(inbox.n_probes(), 1);
+        inbox.push(2, Push::Probe);
+        assert_eq!(inbox.n_probes(), 1);
+        assert_eq!(inbox.take().len(), 2);
     }
 
     #[test]

@@ -1,19 +1,25 @@
 //! The only file that names the Redis client's connections.
 //!
 //! Two links per process, on the broker thread: *pub/sub* (RESP3, whose pushes a closure puts
-//! into the inbox) and *command* (pipelined). Nagle is off and keepalive on; both have a
-//! response time limit. A link never reconnects by itself: its supervisor drops it and dials
-//! again, because the client's own manager gives up, ignores failed resubscribes and doesn't
-//! see a frozen Redis.
+//! into the inbox) and *command* (pipelined; publishes have a deadline by Redis's own clock).
+//! Nagle is off and keepalive on. A command has a time limit, a SUBSCRIBE has none: on a slow
+//! link its confirmations may take long, and a link that lives would be given up, with a gap for
+//! all channels, over and over. The supervisor's pings tell a slow link from a silent one. A link
+//! never reconnects by itself: its supervisor drops it and dials again, because the client's own
+//! manager gives up, ignores failed resubscribes and doesn't see a frozen Redis.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
     RedisError, Value,
 };
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::inbox::{Inbox, Push};
 use crate::broker::PublishError;
@@ -37,33 +43,53 @@ impl Dialer {
         Ok(Self { client, response_timeout })
     }
 
-    fn config(&self) -> AsyncConnectionConfig {
-        AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.response_timeout))
-    }
-
-    /// Dials the pub/sub link. Its pushes go to `inbox` under `generation`.
+    /// Dials the pub/sub link, subscribed to `probe_channel`. Its pushes go to `inbox` under
+    /// `generation`; `broken` hears of its end, be it before this returns.
     pub async fn pubsub(
         &self,
         inbox: Arc<Inbox>,
         generation: u64,
+        broken: Arc<Notify>,
+        probe_channel: &[u8],
     ) -> Result<PubSubLink, RedisError> {
+        let own = probe_channel.to_vec();
         let sender = move |info: PushInfo| {
-            if let Some(push) = translate(info) {
-                inbox.push(generation, push);
+            match translate(info) {
+                Some(Push::Message { channel, .. }) if channel == own => {
+                    inbox.push(generation, Push::Probe);
+                }
+                Some(push) => {
+                    if push == Push::Down {
+                        broken.notify_one();
+                    }
+                    inbox.push(generation, push);
+                }
+                None => {}
             }
             Ok::<(), redis::aio::SendError>(())
         };
-        let config = self.config().set_push_sender(sender);
-        Ok(PubSubLink(self.client.get_multiplexed_async_connection_with_config(&config).await?))
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(None)
+            .set_push_sender(sender);
+        let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut link = PubSubLink(connected);
+        match timeout(self.response_timeout, link.subscribe(&[probe_channel.to_vec()])).await {
+            Ok(subscribed) => subscribed.map(|()| link),
+            Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+        }
     }
 
     /// Dials the command link.
     pub async fn command(&self) -> Result<CommandLink, RedisError> {
-        Ok(CommandLink(
-            self.client.get_multiplexed_async_connection_with_config(&self.config()).await?,
-        ))
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.response_timeout));
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let clock = Rc::new(Cell::new(None));
+        let mut link = CommandLink { connection, time_limit: self.response_timeout, clock };
+        link.read_clock().await?;
+        Ok(link)
     }
 }
 
@@ -87,6 +113,11 @@ fn translate(info: PushInfo) -> Option<Push> {
 pub struct PubSubLink(MultiplexedConnection);
 
 impl PubSubLink {
+    /// Waits for the answer as long as it takes.
+    pub async fn ping(&mut self) -> Result<(), RedisError> {
+        redis::cmd("PING").exec_async(&mut self.0).await
+    }
+
     /// Sends SUBSCRIBE; each channel is confirmed by a push.
     pub async fn subscribe(&mut self, channels: &[Vec<u8>]) -> Result<(), RedisError> {
         if channels.is_empty() { Ok(()) } else { self.0.subscribe(channels).await }
@@ -98,9 +129,40 @@ impl PubSubLink {
     }
 }
 
+/// PUBLISHes channel by channel, unless Redis's clock, in milliseconds, shows more than the first
+/// argument. Returns that clock, and for each channel 1, or 0 if it was refused. Without it, what
+/// a Redis that hangs finds in its sockets when it goes on would be delivered as if it were new,
+/// long after the publisher was told that it failed.
+const PUBLISH_IN_TIME: &str = "local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply = {now}
+if now <= tonumber(ARGV[1]) then
+  for at = 2, #ARGV, 2 do
+    local sent = redis.pcall('PUBLISH', ARGV[at], ARGV[at + 1])
+    reply[#reply + 1] = type(sent) == 'number' and 1 or 0
+  end
+end
+return reply";
+/// Publications and bytes of one script: Redis serves others in between.
+const SCRIPT_PUBLISHES_MAX: usize = 64;
+const SCRIPT_BYTES_MAX: usize = 256 << 10;
+
+/// What Redis's clock showed when its answer came: behind by what the answer took, so that a
+/// deadline is rather too early.
+#[derive(Clone, Copy)]
+struct Clock {
+    shown_ms: u64,
+    at: Instant,
+}
+
 /// The command connection.
 #[derive(Clone)]
-pub struct CommandLink(MultiplexedConnection);
+pub struct CommandLink {
+    connection: MultiplexedConnection,
+    time_limit: Duration,
+    /// `None`: this Redis runs no scripts.
+    clock: Rc<Cell<Option<Clock>>>,
+}
 
 /// What a batch of publishes came to.
 pub struct Published {
@@ -109,13 +171,89 @@ pub struct Published {
     pub broken: bool,
 }
 
+type Reply = Result<Vec<u64>, RedisError>;
+
 impl CommandLink {
+    /// Whether the link works; also reads the clock.
     pub async fn ping(&mut self) -> Result<(), RedisError> {
-        redis::cmd("PING").exec_async(&mut self.0).await
+        match self.clock.get() {
+            Some(_) => self.read_clock().await,
+            None => redis::cmd("PING").exec_async(&mut self.connection).await,
+        }
     }
 
-    /// PUBLISHes all in one pipeline, in order.
+    async fn read_clock(&mut self) -> Result<(), RedisError> {
+        let script = redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(0).take();
+        match script.query_async::<Vec<u64>>(&mut self.connection).await {
+            Ok(reply) => self.set_clock(&reply),
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
+                tracing::warn!(%error, "Redis runs no scripts: what it publishes may be late");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn set_clock(&self, reply: &[u64]) {
+        if let Some(&shown_ms) = reply.first() {
+            self.clock.set(Some(Clock { shown_ms, at: Instant::now() }));
+        }
+    }
+
+    /// PUBLISHes all in one pipeline, in order; none after the link's time limit.
     pub async fn publish(
+        &mut self,
+        batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Published {
+        match self.clock.get() {
+            Some(clock) => {
+                let deadline_ms = (clock.at.elapsed() + self.time_limit).as_millis() as u64;
+                self.publish_by(clock.shown_ms + deadline_ms, batch).await
+            }
+            None => self.publish_some_time(batch).await,
+        }
+    }
+
+    async fn publish_by(
+        &mut self,
+        deadline_ms: u64,
+        batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Published {
+        let n = batch.len();
+        let new_script = || redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(deadline_ms).take();
+        let (mut pipe, mut lens) = (redis::Pipeline::new(), Vec::new());
+        let (mut script, mut len, mut bytes) = (new_script(), 0, 0);
+        for (channel, payload) in batch {
+            if len == SCRIPT_PUBLISHES_MAX || bytes > SCRIPT_BYTES_MAX {
+                pipe.add_command(std::mem::replace(&mut script, new_script()));
+                lens.push(len);
+                (len, bytes) = (0, 0);
+            }
+            len += 1;
+            bytes += channel.len() + payload.len();
+            script.arg(channel).arg(payload);
+        }
+        pipe.add_command(script);
+        lens.push(len);
+        pipe.ignore_errors();
+        match pipe.query_async::<Vec<Reply>>(&mut self.connection).await {
+            Ok(replies) => {
+                let mut results = Vec::with_capacity(n);
+                for (reply, len) in replies.into_iter().zip(lens) {
+                    let reply = reply.unwrap_or_default();
+                    self.set_clock(&reply);
+                    // Shorter than asked: it was too late, or the script failed.
+                    let sent = (1..=len).map(|at| reply.get(at) == Some(&1));
+                    results
+                        .extend(sent.map(|ok| ok.then_some(()).ok_or(PublishError::Unavailable)));
+                }
+                Published { results, broken: false }
+            }
+            Err(error) => Published::failed(n, &error),
+        }
+    }
+
+    async fn publish_some_time(
         &mut self,
         batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
     ) -> Published {
@@ -125,7 +263,7 @@ impl CommandLink {
             pipe.cmd("PUBLISH").arg(channel).arg(payload);
         }
         pipe.ignore_errors();
-        match pipe.query_async::<Vec<Result<i64, RedisError>>>(&mut self.0).await {
+        match pipe.query_async::<Vec<Result<i64, RedisError>>>(&mut self.connection).await {
             Ok(results) => Published {
                 results: results
                     .into_iter()
@@ -133,15 +271,16 @@ impl CommandLink {
                     .collect(),
                 broken: false,
             },
-            Err(error) => {
-                // A time-out says nothing about whether Redis will still read the command.
-                let failed = if error.is_timeout() {
-                    PublishError::Unknown
-                } else {
-                    PublishError::Unavailable
-                };
-                Published { results: vec![Err(failed); n], broken: true }
-            }
+            Err(error) => Published::failed(n, &error),
         }
+    }
+}
+
+impl Published {
+    fn failed(n: usize, error: &RedisError) -> Self {
+        // A time-out says nothing about whether Redis read the commands before their deadline.
+        let failed =
+            if error.is_timeout() { PublishError::Unknown } else { PublishError::Unavailable };
+        Self { results: vec![Err(failed); n], broken: true }
     }
 }

@@ -1,19 +1,24 @@
 //! The Redis side of the broker: two supervised links, the inbox, publishes in flight.
 //!
 //! All on the broker thread. The supervisors dial for ever with jittered back-off and log one
-//! line per change of state. The pub/sub link is probed from end to end: a publish to this
-//! node's own channel must come back, since a connection that the kernel calls established may
-//! lead to a Redis that delivers nothing.
+//! line per change of state. A connection that the kernel calls established may lead nowhere, or
+//! to a Redis that delivers nothing. So the pub/sub link is pinged, whatever the command link
+//! does; and it is probed from end to end: a publish of the command link to this node's own
+//! channel must come back.
+//! **Invariant:** what goes wrong on a link that was replaced doesn't touch its successor: each
+//! link has a `broken` of its own.
 
+mod backoff;
 mod inbox;
 mod link;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::core::FinishedPublish;
@@ -21,20 +26,25 @@ use super::interest::Changes;
 use super::survey::Asked;
 use super::{Position, PublishError};
 use crate::node::Node;
+use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, PubSubLink};
 
 /// How often the links are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// A probe that was published must have come back after this, milliseconds.
-const PROBE_TIMEOUT_MS: u64 = 8_000;
-/// Back-off between dials, milliseconds: doubled up to the maximum, each with full jitter in
-/// its upper half.
-const BACKOFF_MS_MIN: u64 = 50;
-const BACKOFF_MS_MAX: u64 = 1_500;
-/// Publishes in flight; more are refused at once.
+/// A ping must be answered, and a probe that was published have come back, after this: with the
+/// interval well under the 15 s after which a node must know. Not less, since both stand in line
+/// behind the publications of a link that is merely slow.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
+/// SUBSCRIBE and UNSUBSCRIBE commands that wait for their confirmations. All at once would queue
+/// tens of thousands of confirmations in Redis's output buffer for this node, for which Redis may
+/// cut it, again and again.
+const CHANGES_MAX: usize = 2;
+/// Publishes in flight, and their bytes; more are refused at once. Only a Redis that hangs gets
+/// that far, within `HUB_REDIS_TIMEOUT`.
 const PUBLISHES_MAX: usize = 50_000;
+const PUBLISH_BYTES_MAX: usize = 64 << 20;
 
 /// One publish on its way to Redis.
 pub struct PublishRequest {
@@ -49,13 +59,27 @@ pub struct Redis {
     inbox: Arc<Inbox>,
     prefix: Vec<u8>,
     probe_channel: Vec<u8>,
-    probe_seen_ms: Cell<u64>,
-    pubsub: RefCell<Option<PubSubLink>>,
-    pubsub_broken: Notify,
-    command: RefCell<Option<CommandLink>>,
-    command_broken: Notify,
+    pubsub: RefCell<Option<PubSub>>,
+    command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
+    bytes_in_flight: Cell<usize>,
     finished: RefCell<Vec<FinishedPublish>>,
+}
+
+/// The pub/sub link in use.
+struct PubSub {
+    link: PubSubLink,
+    broken: Arc<Notify>,
+    /// Commands that wait for their confirmations. They have no time limit of their own, since
+    /// the link is pinged; they end with it.
+    changes: JoinSet<()>,
+}
+
+/// The command link in use.
+#[derive(Clone)]
+struct Command {
+    link: CommandLink,
+    broken: Rc<Notify>,
 }
 
 impl Redis {
@@ -72,12 +96,10 @@ impl Redis {
             inbox: Arc::new(Inbox::new(config.redis_inbox_bytes_max)),
             prefix,
             probe_channel,
-            probe_seen_ms: Cell::new(0),
             pubsub: RefCell::new(None),
-            pubsub_broken: Notify::new(),
             command: RefCell::new(None),
-            command_broken: Notify::new(),
             n_in_flight: Cell::new(0),
+            bytes_in_flight: Cell::new(0),
             finished: RefCell::new(Vec::new()),
             node,
         });
@@ -89,13 +111,6 @@ impl Redis {
     /// Something is to be taken.
     pub async fn wakes(&self) {
         self.inbox.notify.notified().await;
-    }
-
-    /// The pub/sub connection ended: its supervisor, if it doesn't know yet, dials again.
-    pub fn on_down(&self) {
-        if self.pubsub.borrow().is_some() {
-            self.pubsub_broken.notify_one();
-        }
     }
 
     pub fn inbox_bytes(&self) -> usize {
@@ -110,12 +125,8 @@ impl Redis {
         self.finished.take()
     }
 
-    /// The channel behind a Redis channel of ours; `None`: the probe, or not ours.
+    /// The channel behind a Redis channel; `None`: not ours.
     pub fn channel_of<'a>(&self, redis_channel: &'a [u8]) -> Option<&'a [u8]> {
-        if redis_channel == self.probe_channel {
-            self.probe_seen_ms.set(self.node.now_ms());
-            return None;
-        }
         redis_channel.strip_prefix(&self.prefix[..])
     }
 
@@ -123,51 +134,62 @@ impl Redis {
         channels.iter().map(|channel| [&self.prefix[..], channel.as_bytes()].concat()).collect()
     }
 
+    /// Whether another command may be sent on the current link; if not, wakes once it may.
+    pub fn may_change_subscriptions(&self) -> bool {
+        let mut pubsub = self.pubsub.borrow_mut();
+        let Some(PubSub { changes, .. }) = pubsub.as_mut() else { return false };
+        while changes.try_join_next().is_some() {}
+        changes.len() < CHANGES_MAX
+    }
+
     /// Sends what should change on the current link; a failure breaks it, and the next link
     /// starts from what should be.
-    pub fn change_subscriptions(self: &Rc<Self>, changes: Changes) {
-        let Some(mut link) = self.pubsub.borrow().clone() else { return };
-        let redis = self.clone();
-        tokio::task::spawn_local(async move {
-            let (subscribe, unsubscribe) = (
-                redis.redis_channels(&changes.subscribe),
-                redis.redis_channels(&changes.unsubscribe),
-            );
+    pub fn change_subscriptions(&self, changes: &Changes) {
+        let mut pubsub = self.pubsub.borrow_mut();
+        let Some(pubsub) = pubsub.as_mut() else { return };
+        let (mut link, broken) = (pubsub.link.clone(), pubsub.broken.clone());
+        let (subscribe, unsubscribe) =
+            (self.redis_channels(&changes.subscribe), self.redis_channels(&changes.unsubscribe));
+        let inbox = self.inbox.clone();
+        pubsub.changes.spawn_local(async move {
             let subscribed = link.subscribe(&subscribe).await;
             let unsubscribed = link.unsubscribe(&unsubscribe).await;
             if subscribed.is_err() || unsubscribed.is_err() {
-                redis.pubsub_broken.notify_one();
+                broken.notify_one();
             }
+            inbox.notify.notify_one();
         });
     }
 
     /// Publishes a turn's batch in one pipeline.
     pub fn publish(self: &Rc<Self>, batch: Vec<PublishRequest>) {
-        let link = self.command.borrow().clone();
-        let n = batch.len();
-        let (Some(mut link), true) = (link, self.n_in_flight.get() + n <= PUBLISHES_MAX) else {
-            let refused = |request: PublishRequest| FinishedPublish {
-                asked: request.asked,
-                result: Err(PublishError::Unavailable),
-            };
-            self.finished.borrow_mut().extend(batch.into_iter().map(refused));
-            self.inbox.notify.notify_one();
+        let Some(Command { mut link, broken }) = self.command.borrow().clone() else {
+            batch.into_iter().for_each(|request| self.refuse(request.asked));
             return;
         };
-        self.n_in_flight.set(self.n_in_flight.get() + n);
+        let mut asked = Vec::with_capacity(batch.len());
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut bytes = 0;
+        for request in batch {
+            let request_bytes = request.channel.len() + request.payload.len();
+            if !self.try_admit(request_bytes) {
+                self.refuse(request.asked);
+                continue;
+            }
+            bytes += request_bytes;
+            asked.push(request.asked);
+            commands
+                .push(([&self.prefix[..], request.channel.as_bytes()].concat(), request.payload));
+        }
+        if commands.is_empty() {
+            return;
+        }
         let redis = self.clone();
         tokio::task::spawn_local(async move {
-            let mut asked = Vec::with_capacity(n);
-            let mut commands = Vec::with_capacity(n);
-            for request in batch {
-                asked.push(request.asked);
-                commands.push((
-                    [&redis.prefix[..], request.channel.as_bytes()].concat(),
-                    request.payload,
-                ));
-            }
+            let n = commands.len();
             let published = link.publish(commands.into_iter()).await;
             redis.n_in_flight.set(redis.n_in_flight.get() - n);
+            redis.bytes_in_flight.set(redis.bytes_in_flight.get() - bytes);
             let results =
                 published.results.into_iter().map(|result| result.map(|()| Position::default()));
             let finished = asked
@@ -177,14 +199,33 @@ impl Redis {
             redis.finished.borrow_mut().extend(finished);
             redis.inbox.notify.notify_one();
             if published.broken {
-                redis.command_broken.notify_one();
+                broken.notify_one();
             }
         });
     }
 
+    /// Counts a publish as in flight; false: too much is. One alone may be of any size.
+    fn try_admit(&self, bytes: usize) -> bool {
+        let (n_in_flight, bytes_in_flight) =
+            (self.n_in_flight.get() + 1, self.bytes_in_flight.get() + bytes);
+        let admitted = n_in_flight == 1
+            || (n_in_flight <= PUBLISHES_MAX && bytes_in_flight <= PUBLISH_BYTES_MAX);
+        if admitted {
+            self.n_in_flight.set(n_in_flight);
+            self.bytes_in_flight.set(bytes_in_flight);
+        }
+        admitted
+    }
+
+    fn refuse(&self, asked: Option<Asked>) {
+        let result = Err(PublishError::Unavailable);
+        self.finished.borrow_mut().push(FinishedPublish { asked, result });
+        self.inbox.notify.notify_one();
+    }
+
     /// Publishes a probe. True: Redis took it.
     async fn send_probe(&self) -> bool {
-        let Some(mut link) = self.command.borrow().clone() else { return false };
+        let Some(Command { mut link, .. }) = self.command.borrow().clone() else { return false };
         let published =
             link.publish([(self.probe_channel.clone(), b"probe".to_vec())].into_iter()).await;
         !published.broken
@@ -194,54 +235,74 @@ impl Redis {
 /// Keeps a pub/sub link: dial, hand it to the broker, probe it until it breaks.
 async fn supervise_pubsub(redis: Rc<Redis>) {
     let up = &redis.node.metrics.broker.pubsub_up;
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new("pub/sub");
     for generation in 1.. {
-        match dial_pubsub(&redis, generation).await {
+        redis.inbox.start(generation);
+        let broken = Arc::new(Notify::new());
+        let dialled = redis.dialer.pubsub(
+            redis.inbox.clone(),
+            generation,
+            broken.clone(),
+            &redis.probe_channel,
+        );
+        match dialled.await {
             Ok(link) => {
-                backoff = Backoff::new();
+                let since = Instant::now();
                 tracing::info!("Redis pub/sub link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
-                redis.pubsub.replace(Some(link));
+                redis.pubsub.replace(Some(PubSub {
+                    link: link.clone(),
+                    broken: broken.clone(),
+                    changes: JoinSet::new(),
+                }));
                 up.set(1);
                 redis.inbox.push(generation, Push::Up);
-                let reason = until_broken(&redis).await;
+                let reason = tokio::select! {
+                    () = broken.notified() => "connection lost",
+                    () = until_silent(link) => "a ping was not answered",
+                    () = until_deaf(&redis) => "a probe did not come back",
+                };
                 up.set(0);
                 redis.pubsub.replace(None);
                 redis.inbox.push(generation, Push::Down);
                 tracing::warn!(reason, "Redis pub/sub link is down");
+                backoff.on_lost(since.elapsed());
             }
-            Err(error) => backoff.log_once("pub/sub", &error),
+            Err(error) => backoff.on_failed(&error),
         }
         backoff.wait().await;
     }
 }
 
-async fn dial_pubsub(redis: &Rc<Redis>, generation: u64) -> Result<PubSubLink, redis::RedisError> {
-    redis.inbox.start(generation);
-    let mut link = redis.dialer.pubsub(redis.inbox.clone(), generation).await?;
-    link.subscribe(std::slice::from_ref(&redis.probe_channel)).await?;
-    redis.probe_seen_ms.set(redis.node.now_ms());
-    Ok(link)
+/// Resolves once the link answers no ping.
+async fn until_silent(mut link: PubSubLink) {
+    loop {
+        sleep(PROBE_INTERVAL).await;
+        if !matches!(timeout(PROBE_TIMEOUT, link.ping()).await, Ok(Ok(()))) {
+            return;
+        }
+    }
 }
 
-/// Resolves with the reason once the current pub/sub link is of no use.
-async fn until_broken(redis: &Redis) -> &'static str {
-    let mut sent_unseen_since_ms = None;
+/// Resolves once what the command link publishes doesn't come back.
+async fn until_deaf(redis: &Redis) {
+    struct Sent {
+        at: Instant,
+        n_back_before: u64,
+    }
+    let mut unseen: Option<Sent> = None;
     loop {
-        if timeout(PROBE_INTERVAL, redis.pubsub_broken.notified()).await.is_ok() {
-            return "connection lost";
-        }
-        let now_ms = redis.node.now_ms();
-        match sent_unseen_since_ms {
-            Some(since_ms) if redis.probe_seen_ms.get() >= since_ms => sent_unseen_since_ms = None,
-            Some(since_ms) if now_ms >= since_ms + PROBE_TIMEOUT_MS => {
-                return "a probe did not come back";
-            }
+        sleep(PROBE_INTERVAL).await;
+        let n_back = redis.inbox.n_probes();
+        match &unseen {
+            Some(sent) if n_back > sent.n_back_before => unseen = None,
+            Some(sent) if sent.at.elapsed() >= PROBE_TIMEOUT => return,
             _ => {}
         }
+        let at = Instant::now();
         // A probe that couldn't be sent proves nothing about this link.
-        if redis.send_probe().await && sent_unseen_since_ms.is_none() {
-            sent_unseen_since_ms = Some(now_ms);
+        if redis.send_probe().await && unseen.is_none() {
+            unseen = Some(Sent { at, n_back_before: n_back });
         }
     }
 }
@@ -249,17 +310,18 @@ async fn until_broken(redis: &Redis) -> &'static str {
 /// Keeps a command link: dial, ping it until it breaks.
 async fn supervise_command(redis: Rc<Redis>) {
     let up = &redis.node.metrics.broker.command_up;
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new("command");
     loop {
         match redis.dialer.command().await {
             Ok(mut link) => {
-                backoff = Backoff::new();
+                let since = Instant::now();
                 tracing::info!("Redis command link is up");
                 redis.node.metrics.broker.redis_connects.add(1);
-                redis.command.replace(Some(link.clone()));
+                let broken = Rc::new(Notify::new());
+                redis.command.replace(Some(Command { link: link.clone(), broken: broken.clone() }));
                 up.set(1);
                 loop {
-                    if timeout(PROBE_INTERVAL, redis.command_broken.notified()).await.is_ok()
+                    if timeout(PROBE_INTERVAL, broken.notified()).await.is_ok()
                         || link.ping().await.is_err()
                     {
                         break;
@@ -268,32 +330,10 @@ async fn supervise_command(redis: Rc<Redis>) {
                 up.set(0);
                 redis.command.replace(None);
                 tracing::warn!("Redis command link is down");
+                backoff.on_lost(since.elapsed());
             }
-            Err(error) => backoff.log_once("command", &error),
+            Err(error) => backoff.on_failed(&error),
         }
         backoff.wait().await;
-    }
-}
-
-struct Backoff {
-    next_ms: u64,
-    logged: bool,
-}
-
-impl Backoff {
-    fn new() -> Self {
-        Self { next_ms: BACKOFF_MS_MIN, logged: false }
-    }
-
-    fn log_once(&mut self, link: &str, error: &redis::RedisError) {
-        if !std::mem::replace(&mut self.logged, true) {
-            tracing::warn!(link, %error, "can't connect to Redis, will keep trying");
-        }
-    }
-
-    async fn wait(&mut self) {
-        let jitter = ahash::RandomState::new().hash_one(self.next_ms) % (self.next_ms / 2 + 1);
-        sleep(Duration::from_millis(self.next_ms / 2 + jitter)).await;
-        self.next_ms = (self.next_ms * 2).min(BACKOFF_MS_MAX);
     }
 }
