@@ -237,7 +237,8 @@ fn pings_are_answered_before_what_is_queued() {
     cf.command(json!({ "connect": {} }));
     cf.subscribe("a");
     let queued = || hub.metric_sum("hubbub_outbox_bytes");
-    let mut n_published = 0;
+    let mut n_published = 20;
+    (0..n_published).for_each(|n| publish_nth(&hub, "a", n));
     while queued() < OUTBOX_BYTES_MAX as f64 * 0.8 {
         publish_nth(&hub, "a", n_published);
         n_published += 1;
