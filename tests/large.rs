@@ -199,8 +199,10 @@ fn random_text(rng: &mut Rng, n_bytes: usize) -> Vec<u8> {
     (0..n_bytes).map(|_| ALPHABET[rng.between(0, 15) as usize]).collect()
 }
 
+/// Never UTF-8, and never with the 0xFF in front that hubbub's own envelopes begin with.
 fn random_bytes(rng: &mut Rng, n_bytes: usize) -> Vec<u8> {
-    (0..n_bytes).map(|_| rng.next() as u8).collect()
+    let bytes = (0..n_bytes).map(|i| if i == 0 { 0xFE } else { rng.next() as u8 });
+    bytes.collect()
 }
 
 /// Sizes on both sides of the places where something changes: a frame's head, with and without the
