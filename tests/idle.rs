@@ -68,7 +68,7 @@ fn a_quiet_connection_outlives_proxies_that_cut_idle_ones() {
         }
     }
     let began = Instant::now();
-    while began.elapsed() < secs(scaled(7, 600) as u64) {
+    while began.elapsed() < secs(scaled(7, 180) as u64) {
         drive(&mut viewers, ms(20), |_| false);
         balancers.iter_mut().for_each(Balancer::watch);
         let closed = viewers.iter().position(Viewer::is_closed);
