@@ -110,6 +110,7 @@ fn clients_that_send_nonsense() {
 fn refused_tokens() {
     let builder = Hub::builder().without_dev().env("HUB_ALLOW_ANONYMOUS", true);
     let hub = builder.start().wait_ready();
+    assert!(eventually(SOON, || hub.log_has("HUB_ALLOW_ANONYMOUS")), "said once, at the start");
     let quota = Quota::start(&hub);
     for _ in 0..scaled(100, 5_000) {
         let mut cf = Cf::dial(&hub);

@@ -40,13 +40,13 @@ fn who_vanishes_is_gone_in_time_and_nobody_else_notices() {
     let patience = format!("{}ms", pong().as_millis());
     let builder = builder.env("HUB_PONG_TIMEOUT", &patience).env("HUB_WRITE_TIMEOUT", &patience);
     let hub = builder.start().wait_ready();
-    let base = hub.n_fds();
     let mut all = open(&hub, 2 * n_each + n_each / 10);
     let mut left = all.split_off(all.len() - n_each);
     let mut vanished = all.split_off(all.len() - n_each);
     let stopped = all;
     let n_gone = vanished.len() + stopped.len();
     assert_eq!(hub.metric_sum("hubbub_connections"), (n_each + n_gone) as f64);
+    let base = hub.n_fds() - n_each - n_gone;
     vanished.iter().for_each(|viewer| sys::vanish(viewer.fd()));
     let began = Instant::now();
     let deadline = ping() + pong() + secs(5);
