@@ -291,7 +291,7 @@ fn wave(kind: usize) -> Vec<u8> {
 fn floods_slow_nobody_else_down() {
     let hub = Hub::start();
     let mut witness = Witness::new(&hub);
-    let n_floods = scaled(10, 200);
+    let n_floods = scaled(10, 50);
     let open = |i| Flood::new(Cf::connect(&hub).raw, wave(i % 5));
     let mut floods: Vec<Flood> = (0..n_floods).map(open).collect();
     let began = Instant::now();

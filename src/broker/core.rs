@@ -263,11 +263,10 @@ impl Core {
         match push {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
-                if payload.len() > self.node.config.publication_bytes_max {
-                    self.node.metrics.broker.on_drop(Drop::TooLarge, 1);
-                    return;
-                }
                 match envelope::decode(payload) {
+                    Ok(body) if body.bytes() > self.node.config.publication_bytes_max => {
+                        self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
+                    }
                     Ok(body) => self.fan_out(channel, body),
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)

@@ -146,6 +146,9 @@ impl State {
         self.may(id, Action::Publish, name)?;
         let info = self.client_info(id, name);
         let body = Body { payload: data.to_vec(), info, tags: None };
+        if body.bytes() > self.node.config.publication_bytes_max {
+            return Err(ReplyError::BAD_REQUEST);
+        }
         let publish = Publish { channel: name.into(), body };
         self.publish_in_turn(id, asked, publish)
     }

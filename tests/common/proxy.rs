@@ -106,6 +106,10 @@ impl Proxy {
         Self { shared, addr }
     }
 
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     pub fn url(&self) -> String {
         format!("redis://{}", self.addr)
     }

@@ -3,6 +3,7 @@
 
 use super::http::{self, Head};
 use super::{Hub, SOON, sys};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -18,6 +19,13 @@ pub const PONG: u8 = 10;
 /// The sample nonce of RFC 6455 and its accept value: no SHA-1 needed to check the answer.
 const NONCE: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    // Room made anew for each read takes longer, in a debug build, than all the rest of it.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
 
 #[derive(Debug, Clone)]
 pub struct Frame {
@@ -64,6 +72,12 @@ pub struct Dial {
 impl Dial {
     pub fn new(hub: &Hub, path: &str) -> Self {
         Self { addr: hub.addr, path: path.to_owned(), headers: Vec::new(), rcvbuf: None }
+    }
+
+    /// Through a proxy.
+    pub fn via(mut self, addr: SocketAddr) -> Self {
+        self.addr = addr;
+        self
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Self {
@@ -289,10 +303,11 @@ impl Raw {
 
     /// One read; false if there was nothing to read.
     fn read_some(&mut self, limit: usize) -> bool {
-        let start = self.wire.len();
-        self.wire.resize(start + limit.min(64 * 1024), 0);
-        let got = self.stream.read(&mut self.wire[start..]);
-        self.wire.truncate(start + *got.as_ref().unwrap_or(&0));
+        let got = BUFFER.with_borrow_mut(|buffer| {
+            let n = self.stream.read(&mut buffer[..limit.min(READ_BYTES)])?;
+            self.wire.extend_from_slice(&buffer[..n]);
+            Ok::<usize, std::io::Error>(n)
+        });
         match got {
             Ok(0) => self.eof = true,
             Ok(n) => {
