@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod fuzz;
+mod reference;
+
 #[track_caller]
 fn check(line: &str, expected: Result<(u32, Kind<'_>), Malformed>) {
     let expected = expected.map(|(id, kind)| Command { id, kind });
