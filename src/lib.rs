@@ -13,6 +13,8 @@ pub mod channel;
 pub mod cli;
 pub mod config;
 pub mod frame;
+#[cfg(test)]
+mod fuzz;
 pub mod http;
 pub mod listener;
 pub mod mailbox;

@@ -13,13 +13,24 @@
 //! batch back; what then happens (keep it, or drop and mark a gap) is the sender's policy.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
 use std::task::{Context, Poll};
 
-use atomic_waker::AtomicWaker;
-use crossbeam::queue::ArrayQueue;
-use crossbeam::utils::CachePadded;
+#[cfg(loom)]
+use crate::sync;
+use sync::{
+    Arc, ArrayQueue, AtomicBool, AtomicU8, AtomicUsize, AtomicWaker, CachePadded, Ordering, fence,
+};
+
+/// The model in tests/loom, whose crate includes this file, has its own.
+#[cfg(not(loom))]
+mod sync {
+    pub(super) use std::sync::Arc;
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence};
+
+    pub(super) use atomic_waker::AtomicWaker;
+    pub(super) use crossbeam::queue::ArrayQueue;
+    pub(super) use crossbeam::utils::CachePadded;
+}
 
 /// The receiver runs, and will look at the queue before it sleeps.
 const AWAKE: u8 = 0;
@@ -99,9 +110,10 @@ impl<T: Weigh> Sender<T> {
             return Err(batch);
         }
         if urgency == Urgency::Prompt {
-            self.0.prompt.store(true, Ordering::Relaxed);
+            // Release, and Acquire where it is taken: whoever sees the flag sees the batch.
+            self.0.prompt.store(true, Ordering::Release);
         }
-        // Pairs with the fence in `poll_wait`: either we see the sleeper, or it sees the batch.
+        // Pairs with the fence in `poll_state`: either we see the sleeper, or it sees the batch.
         fence(Ordering::SeqCst);
         match self.0.state.load(Ordering::Relaxed) {
             AWAKE => {}
@@ -158,7 +170,7 @@ impl<T: Weigh> Receiver<T> {
         let ready = if state == SLEEPING {
             !self.shared.queue.is_empty()
         } else {
-            self.shared.prompt.swap(false, Ordering::Relaxed)
+            self.shared.prompt.swap(false, Ordering::Acquire)
         };
         if ready {
             self.set_awake();
@@ -174,6 +186,7 @@ impl<T: Weigh> Receiver<T> {
     }
 }
 
+#[cfg(not(loom))]
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;

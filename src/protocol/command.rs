@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 use super::codes::Disconnect;
 use super::json::{DEPTH_MAX, depth_within};
-use envelope::{Envelope, json_bytes, object_or_none, or_default, text, wanted_subs};
+use envelope::{Envelope, delta, json_bytes, object_or_none, or_default, text, wanted_subs};
 
 mod envelope;
 #[cfg(test)]
@@ -121,7 +121,7 @@ pub struct WantedSub<'a> {
     pub offset: u64,
     #[serde(borrow, default, deserialize_with = "text")]
     pub epoch: Cow<'a, str>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "delta")]
     pub delta: Delta,
 }
 
@@ -147,7 +147,7 @@ pub struct Subscribe<'a> {
     /// Asks to receive joins and leaves.
     #[serde(default, deserialize_with = "or_default")]
     pub join_leave: bool,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "delta")]
     pub delta: Delta,
     /// The tags filter, not yet parsed.
     #[serde(borrow, default, rename = "tf", deserialize_with = "json_bytes")]
@@ -166,11 +166,9 @@ impl Subscribe<'_> {
 }
 
 /// How publications are to be compressed against the one before. Any other word is malformed.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Delta {
     #[default]
-    #[serde(rename = "")]
     Off,
     Fossil,
 }

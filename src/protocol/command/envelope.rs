@@ -11,7 +11,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{Kind, WantedSub};
+use super::{Delta, Kind, WantedSub};
 
 /// A command before it is judged.
 pub(super) struct Envelope<'a> {
@@ -189,13 +189,22 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 }
 
-/// A number, bool or word where `null` is the default.
+/// A number or bool where `null` is the default.
 pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A word; `null` is none. A derived enum would also take `{"fossil":null}`.
+pub(super) fn delta<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Delta, D::Error> {
+    match &*text(deserializer)? {
+        "" => Ok(Delta::Off),
+        "fossil" => Ok(Delta::Fossil),
+        word => Err(de::Error::unknown_variant(word, &["", "fossil"])),
+    }
 }
 
 /// An object; `null` is none.

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod fuzz;
+mod reference;
+
 #[track_caller]
 fn check(line: &str, expected: Result<(u32, Kind<'_>), Malformed>) {
     let expected = expected.map(|(id, kind)| Command { id, kind });
@@ -219,6 +222,8 @@ fn not_a_command() {
             r#"{"id":1,"subscribe":{"channel":"a","offset":-1}}"#,
             r#"{"id":1,"subscribe":{"channel":"a","recover":1}}"#,
             r#"{"id":1,"subscribe":{"channel":"a","delta":"xdelta"}}"#,
+            r#"{"id":1,"subscribe":{"channel":"a","delta":{"fossil":null}}}"#,
+            r#"{"id":1,"subscribe":{"channel":"a","delta":["fossil"]}}"#,
             r#"{"id":1,"connect":{"subs":[]}}"#,
             r#"{"id":1,"connect":{"subs":{"a":null}}}"#,
             r#"{"id":1,"history":{"channel":"a","since":[1,"e"]}}"#,

@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod fuzz;
 mod random;
 
 const LIMITS: Limits = Limits { message_bytes_max: 300, fragments_max: 8 };
