@@ -77,7 +77,8 @@ impl Target {
         }
         let hub = hub?;
         let (address, pid) = (hub.address, hub.child.pid());
-        started.push(hub.child);
+        // Dropped in this order: a hub whose Redis goes first has something to say about it.
+        started.insert(0, hub.child);
         Ok(Self {
             address,
             pids: vec![pid],
@@ -169,6 +170,7 @@ fn start_hub(start: &Start<'_>, redis: Option<SocketAddr>, api_key: &str) -> any
         .env("HUB_CONFIG", config.path())
         .env("HUB_API_KEY", api_key)
         .env("HUB_DRAIN_TIMEOUT", "1s")
+        .env("HUB_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     if let Some(redis) = redis {
