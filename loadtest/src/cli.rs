@@ -29,6 +29,13 @@ pub struct Cli {
 pub enum Command {
     /// Subscribers, a steady rate or a burst: latency, losses, server CPU
     Run(RunArgs),
+    /// Good clients with and without attackers beside them
+    #[command(
+        mut_arg("connections", |arg| arg.visible_alias("good")),
+        mut_arg("rate", |arg| arg.default_value("50")),
+        mut_arg("seconds", |arg| arg.default_value("60"))
+    )]
+    Abuse(AbuseArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -40,6 +47,43 @@ pub struct RunArgs {
     /// Writes everything measured here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct AbuseArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Of all twelve kinds in turn
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub attackers: usize,
+    /// What each attacker does a second: a connect, a byte, 16 KiB of a flood
+    #[arg(long, value_name = "N", default_value_t = 50.0)]
+    pub attack_rate: f64,
+    /// Of windows without and with attackers
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub pairs: usize,
+    /// Between windows
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    pub rest: f64,
+    /// Writes everything measured here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl AbuseArgs {
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.load.check()?;
+        self.load.refuse_burst()?;
+        if self.attackers == 0 || self.pairs == 0 {
+            bail!("--attackers, --pairs: at least 1");
+        }
+        if !(self.attack_rate > 0.0 && self.attack_rate <= 100_000.0) {
+            bail!("--attack-rate: above 0, at most 100000");
+        }
+        check_wait("--rest", self.rest)
+    }
 }
 
 /// What to load.
@@ -133,6 +177,14 @@ pub struct LoadArgs {
     pub connect_timeout: f64,
 }
 
+fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
+    if (0.0..86_400.0).contains(&seconds) {
+        Ok(())
+    } else {
+        bail!("{flag}: 0 seconds or more, below a day")
+    }
+}
+
 fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -194,12 +246,12 @@ impl LoadArgs {
             ("--settle", self.settle),
             ("--connect-timeout", self.connect_timeout),
         ];
-        for (flag, value) in waits {
-            if !(0.0..86_400.0).contains(&value) {
-                bail!("{flag}: 0 seconds or more, below a day");
-            }
-        }
-        Ok(())
+        waits.iter().try_for_each(|(flag, value)| check_wait(flag, *value))
+    }
+
+    /// For commands that compare windows of time.
+    pub fn refuse_burst(&self) -> anyhow::Result<()> {
+        if self.burst.is_some() { bail!("--burst is for `loadtest run`") } else { Ok(()) }
     }
 
     pub fn channel_names(&self) -> Vec<String> {
@@ -261,7 +313,7 @@ mod tests {
 
     fn load(args: &[&str]) -> LoadArgs {
         let all = ["loadtest", "run"].iter().chain(args);
-        let Command::Run(run) = Cli::try_parse_from(all).unwrap().command;
+        let Command::Run(run) = Cli::try_parse_from(all).unwrap().command else { panic!() };
         run.load
     }
 

@@ -156,7 +156,7 @@ pub fn measure(
         label: &spec.label,
         window_ns,
         drain_ns: spec.drain_ns,
-        n_subscribers: subscribers.iter().flatten().sum(),
+        n_subscribers: subscribers[0].iter().sum(),
         rss_max: 0,
     };
     let outcome = drive.run(fleet, &progress);
@@ -190,7 +190,7 @@ impl Drive<'_> {
     fn run(&mut self, fleet: &mut Fleet, progress: &Progress) -> anyhow::Result<Window> {
         let mut start = None;
         let mut end = None;
-        let (mut n_received, mut last_delivery_ns) = (fleet.n_received(), now_ns());
+        let (mut n_received, mut last_delivery_ns) = (0, now_ns());
         let mut next_line_ns = now_ns() + SECOND_NS;
         loop {
             fleet.turn(TURN)?;
@@ -204,8 +204,9 @@ impl Drive<'_> {
             if end.is_none() && now >= self.window_ns.end {
                 end = Some(Reading::take(fleet, self.pids));
             }
-            if fleet.n_received() > n_received {
-                (n_received, last_delivery_ns) = (fleet.n_received(), now);
+            let received = fleet.groups[0].tally.received;
+            if received > n_received {
+                (n_received, last_delivery_ns) = (received, now);
             }
             if progress.is_done.load(Ordering::Acquire) {
                 let is_quiet = now > last_delivery_ns + self.drain_ns;
@@ -225,9 +226,10 @@ impl Drive<'_> {
         Ok(end.since(start))
     }
 
-    /// With one channel, or all channels by all: exact. Otherwise the drain ends it.
+    /// Whether the first group has all (the others may be slow). With one channel, or all channels
+    /// by all: exact. Otherwise the drain ends it.
     fn is_complete(&self, fleet: &Fleet, progress: &Progress) -> bool {
-        let unique: u64 = fleet.groups.iter().map(|group| group.tally.unique).sum();
+        let unique = fleet.groups[0].tally.unique;
         let n_channels = fleet.shared.channels.len() as u64;
         unique * n_channels >= progress.n_sent.load(Ordering::Relaxed) * self.n_subscribers
     }

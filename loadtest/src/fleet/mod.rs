@@ -130,11 +130,12 @@ impl Fleet {
         self.groups.iter().map(|group| group.tally.received).sum()
     }
 
-    /// Subscriptions to each channel by ready connections of a group, whether they live or not.
+    /// Subscriptions to each channel by the living connections of a group.
     pub fn subscribers(&self, group: usize) -> Vec<u64> {
         let mut subscribers = vec![0; self.shared.channels.len()];
         for (plan, connection) in self.plans.iter().zip(&self.connections) {
-            if plan.group == group && connection.as_ref().is_some_and(Connection::was_ready) {
+            let lives = |it: &Connection| it.was_ready() && it.is_alive();
+            if plan.group == group && connection.as_ref().is_some_and(lives) {
                 for &channel in &plan.channels {
                     subscribers[channel as usize] += 1;
                 }
@@ -143,16 +144,15 @@ impl Fleet {
         subscribers
     }
 
-    /// Forgets what was received and counted; the connections stay. From now on it's this that they
-    /// must receive.
+    /// Forgets what was received; the connections stay, and so does what is counted about them. From
+    /// now on it's this that they must receive.
     pub fn begin(&mut self, expected: Expected) {
         self.shared.expected = expected;
         for connection in self.connections.iter_mut().flatten() {
             connection.forget();
         }
         for group in &mut self.groups {
-            *group =
-                Group { n_planned: group.n_planned, n_ready: group.n_ready, ..Group::default() };
+            group.tally = Tally::default();
         }
     }
 
