@@ -36,6 +36,10 @@ pub enum Command {
         mut_arg("seconds", |arg| arg.default_value("60"))
     )]
     Abuse(AbuseArgs),
+    /// A share reads slowly or never: what do the others notice?
+    Slow(SlowArgs),
+    /// Clients come and go in every way: does anything stay behind?
+    Churn(ChurnArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -83,6 +87,82 @@ impl AbuseArgs {
             bail!("--attack-rate: above 0, at most 100000");
         }
         check_wait("--rest", self.rest)
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct SlowArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Of the connections, so many never read
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub stalled: usize,
+    /// So many read slowly
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub slow: usize,
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    pub slow_bytes_per_second: u64,
+    /// SO_RCVBUF of these; default: the kernel's
+    #[arg(long, value_name = "BYTES")]
+    pub rcvbuf: Option<usize>,
+    /// Of runs without and with them
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub pairs: usize,
+    /// Writes everything measured here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl SlowArgs {
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.load.check()?;
+        self.load.refuse_burst()?;
+        let n_slow = self.stalled.saturating_add(self.slow);
+        if self.pairs == 0 || n_slow == 0 {
+            bail!("--pairs, --stalled or --slow: at least 1");
+        }
+        if n_slow.saturating_mul(2) > self.load.connections {
+            bail!("--stalled, --slow: at most half of the --connections");
+        }
+        Ok(())
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ChurnArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Of one round
+    #[arg(long, value_name = "S", default_value_t = 600.0)]
+    pub seconds: f64,
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+    /// At a time
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub visitors: usize,
+    /// Steps of all visitors together, a second; a visit is about eight
+    #[arg(long, value_name = "N", default_value_t = 5000.0)]
+    pub rate: f64,
+    /// Between two looks at the server
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub every: f64,
+    /// Writes everything measured here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl ChurnArgs {
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.rounds == 0 || self.visitors == 0 {
+            bail!("--rounds, --visitors: at least 1");
+        }
+        if !(self.rate > 0.0 && self.rate <= 1e6) {
+            bail!("--rate: above 0, at most 1000000");
+        }
+        check_wait("--every", self.every)?;
+        check_wait("--seconds", self.seconds)
     }
 }
 

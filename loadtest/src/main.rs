@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     let command_line: Vec<String> = std::env::args().collect();
     let outcome = match Cli::parse().command {
         Command::Run(args) => loadtest::run::command(&args, &command_line),
+        Command::Slow(args) => loadtest::slow::command(&args, &command_line),
+        Command::Churn(args) => loadtest::churn::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
     };
     match outcome {

@@ -119,8 +119,7 @@ impl Siege {
 
 /// Steps are spread over time: one attacker after the other, not all at once.
 fn besiege(attack: &Attack, stop: &AtomicBool) -> DeedsByKind {
-    let mut attackers: Vec<Attacker> =
-        (0..attack.n_attackers).map(|idx| Attacker::new(idx, attack)).collect();
+    let mut attackers: Vec<Attacker> = (0..attack.n_attackers).map(Attacker::new).collect();
     let interval_ns = SECOND_NS as f64 / attack.rate / attack.n_attackers as f64;
     let start_ns = now_ns();
     let mut n_steps = 0u64;
@@ -155,7 +154,7 @@ struct Attacker {
 }
 
 impl Attacker {
-    fn new(idx: usize, _: &Attack) -> Self {
+    fn new(idx: usize) -> Self {
         Self {
             kind: KINDS[idx % KINDS.len()],
             source: Ipv4Addr::new(127, 1, 0, (1 + idx % N_SOURCES) as u8),
