@@ -10,13 +10,13 @@ use loadtest::run::{self, RunReport};
 use loadtest::server::Target;
 
 const CONNECTIONS: u64 = 5;
-/// 0.5 s of 200 a second.
+/// 0.25 s of 400 a second.
 const PUBLICATIONS: u64 = 100;
 const WRONG: u64 = PUBLICATIONS / EVERY as u64;
 
 fn run(fault: Fault, more: &[&str]) -> RunReport {
-    let args = "loadtest run --publisher http --http-connections 1 --connections 5 --rate 200 \
-                --warm-up 0.1 --seconds 0.4 --settle 0.1 --drain 0.3";
+    let args = "loadtest run --publisher http --http-connections 1 --connections 5 --rate 400 \
+                --warm-up 0.05 --seconds 0.2 --settle 0.05 --drain 0.2";
     let all = args.split_whitespace().chain(more.iter().copied());
     let Command::Run(args) = Cli::try_parse_from(all).unwrap().command else { panic!() };
     args.load.check().unwrap();
@@ -46,7 +46,7 @@ fn a_good_server_gets_a_good_report() {
         let report = run(Fault::None, &["--protocol", protocol]);
         assert!(report.is_good(), "{report:#?}");
         assert_eq!(report.subscribers.received, CONNECTIONS * PUBLICATIONS);
-        // Those of the window only: 0.4 s of the 0.5.
+        // Those of the window only: 0.2 s of the 0.25.
         assert_eq!(report.subscribers.latency_ms.n, CONNECTIONS * PUBLICATIONS * 4 / 5);
     }
 }
