@@ -1,0 +1,33 @@
+//! loadtest: open-loop load on a WebSocket hub, and what became of every publication.
+//!
+//! ```text
+//!  publisher thread                                         subscribers' thread (one epoll)
+//!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
+//! ```
+//! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers)
+//! and `churn` (come and go); under them `measure` (one measurement: warm-up, window, drain),
+//! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
+//! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
+//! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
+//! here, or running already), `process` (what /proc says), `report`, `clock`.
+//!
+//! **Invariant:** latency counts from the time a publication was *intended* to be sent.
+//! **Invariant:** nothing a server does wrong ends the harness; it is counted and reported.
+
+pub mod abuse;
+pub mod checker;
+pub mod churn;
+pub mod cli;
+pub mod clock;
+pub mod fleet;
+pub mod frame;
+pub mod measure;
+pub mod payload;
+pub mod process;
+pub mod protocol;
+pub mod publish;
+pub mod puppet;
+pub mod report;
+pub mod run;
+pub mod server;
+pub mod slow;

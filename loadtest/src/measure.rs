@@ -1,0 +1,282 @@
+//! One measurement over open connections: warm-up, window, drain.
+//!
+//! The publisher thread keeps the schedule; the calling thread turns the fleet. In a burst
+//! everything is the window. Latency counts for publications *intended* in the window, server CPU
+//! and deliveries for the window's time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::checker::Expected;
+use crate::clock::{MS_NS, SECOND_NS, now_ns, seconds, thread_cpu_ns};
+use crate::fleet::{Fleet, Group};
+use crate::process::{Cpu, Memory};
+use crate::publish::{self, Progress, Published, Publisher, Schedule};
+
+/// How long a turn waits for events: how exact the window's ends are, when nothing is delivered.
+const TURN: Duration = Duration::from_millis(2);
+/// From the publisher's start to the first publication.
+const LEAD_NS: u64 = 20 * MS_NS;
+
+/// What to publish and measure.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Tells this measurement's publications from another's.
+    pub run: u16,
+    pub payload_bytes: usize,
+    pub load: Load,
+    /// The end, if nothing is delivered for so long after the last publication.
+    pub drain_ns: u64,
+    /// Before each line of progress.
+    pub label: String,
+}
+
+#[derive(Copy, Clone, Debug)]
+pub enum Load {
+    Steady { rate: f64, warm_up_ns: u64, window_ns: u64 },
+    Burst { n_publications: u64 },
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub published: Published,
+    pub groups: Vec<GroupMeasured>,
+    pub window: Window,
+    pub memory: Memory,
+    /// The most of all looks at it, one a progress line.
+    pub rss_max: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct GroupMeasured {
+    pub group: Group,
+    /// How many deliveries there had to be, by who was ready at the start.
+    pub n_expected: u64,
+}
+
+impl GroupMeasured {
+    pub fn n_lost(&self) -> u64 {
+        self.n_expected.saturating_sub(self.group.tally.unique)
+    }
+}
+
+/// From the window's start to its end.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Window {
+    pub wall_ns: u64,
+    pub server_cpu: Cpu,
+    /// Of the thread with the subscribers.
+    pub client_cpu_ns: u64,
+    pub n_deliveries: u64,
+}
+
+/// What is read at both ends of the window.
+#[derive(Copy, Clone)]
+struct Reading {
+    at_ns: u64,
+    server_cpu: Cpu,
+    client_cpu_ns: u64,
+    n_received: u64,
+}
+
+impl Reading {
+    fn take(fleet: &Fleet, pids: &[u32]) -> Self {
+        Self {
+            at_ns: now_ns(),
+            server_cpu: Cpu::of(pids),
+            client_cpu_ns: thread_cpu_ns(),
+            n_received: fleet.n_received(),
+        }
+    }
+
+    fn since(self, before: Self) -> Window {
+        Window {
+            wall_ns: self.at_ns - before.at_ns,
+            server_cpu: self.server_cpu.since(before.server_cpu),
+            client_cpu_ns: self.client_cpu_ns - before.client_cpu_ns,
+            n_deliveries: self.n_received - before.n_received,
+        }
+    }
+}
+
+impl Spec {
+    fn schedule(&self, channels: &[String]) -> Schedule {
+        let (rate, n_publications) = match self.load {
+            Load::Steady { rate, warm_up_ns, window_ns } => {
+                (Some(rate), (rate * seconds(warm_up_ns + window_ns)).round() as u64)
+            }
+            Load::Burst { n_publications } => (None, n_publications),
+        };
+        Schedule {
+            run: self.run,
+            payload_bytes: self.payload_bytes,
+            channels: channels.to_vec(),
+            start_ns: now_ns() + LEAD_NS,
+            n_publications,
+            rate,
+        }
+    }
+
+    fn window(&self, start_ns: u64) -> Range<u64> {
+        match self.load {
+            Load::Steady { warm_up_ns, window_ns, .. } => {
+                start_ns + warm_up_ns..start_ns + warm_up_ns + window_ns
+            }
+            Load::Burst { .. } => start_ns..u64::MAX,
+        }
+    }
+}
+
+/// Publishes by the spec and counts what the fleet receives.
+pub fn measure(
+    fleet: &mut Fleet,
+    pids: &[u32],
+    publisher: Box<dyn Publisher>,
+    spec: &Spec,
+) -> anyhow::Result<Measured> {
+    let schedule = spec.schedule(&fleet.shared.channels);
+    let window_ns = spec.window(schedule.start_ns);
+    fleet.begin(Expected {
+        run: spec.run,
+        payload_bytes: spec.payload_bytes,
+        epoch_ns: schedule.start_ns,
+        window_ns: window_ns.clone(),
+    });
+    let subscribers: Vec<Vec<u64>> =
+        (0..fleet.groups.len()).map(|group| fleet.subscribers(group)).collect();
+    let progress = Arc::new(Progress::default());
+    let thread = publish::start(publisher, schedule, window_ns.clone(), progress.clone())?;
+    let mut drive = Drive {
+        pids,
+        label: &spec.label,
+        window_ns,
+        drain_ns: spec.drain_ns,
+        n_subscribers: subscribers[0].iter().sum(),
+        rss_max: 0,
+    };
+    let outcome = drive.run(fleet, &progress);
+    progress.stop.store(true, Ordering::Relaxed);
+    let Ok(published) = thread.join() else { bail!("the publisher's thread panicked") };
+    let window = outcome?;
+    let of_group = |(group, subscribers): (&Group, &Vec<u64>)| GroupMeasured {
+        group: group.clone(),
+        n_expected: subscribers.iter().zip(0..).map(|(n, ch)| n * published.delivered(ch)).sum(),
+    };
+    let memory = Memory::of(pids);
+    Ok(Measured {
+        groups: fleet.groups.iter().zip(&subscribers).map(of_group).collect(),
+        published,
+        window,
+        memory,
+        rss_max: drive.rss_max.max(memory.rss),
+    })
+}
+
+struct Drive<'a> {
+    pids: &'a [u32],
+    label: &'a str,
+    window_ns: Range<u64>,
+    drain_ns: u64,
+    n_subscribers: u64,
+    rss_max: u64,
+}
+
+impl Drive<'_> {
+    fn run(&mut self, fleet: &mut Fleet, progress: &Progress) -> anyhow::Result<Window> {
+        let mut start = None;
+        let mut end = None;
+        let (mut n_received, mut last_delivery_ns) = (0, now_ns());
+        let mut next_line_ns = now_ns() + SECOND_NS;
+        loop {
+            fleet.turn(TURN)?;
+            let now = now_ns();
+            if start.is_none() && now + LEAD_NS / 2 >= self.window_ns.start {
+                // In a burst the first publication must not be before this.
+                if self.window_ns.end == u64::MAX || now >= self.window_ns.start {
+                    start = Some(Reading::take(fleet, self.pids));
+                }
+            }
+            if end.is_none() && now >= self.window_ns.end {
+                end = Some(Reading::take(fleet, self.pids));
+            }
+            let received = fleet.groups[0].tally.received;
+            if received > n_received {
+                (n_received, last_delivery_ns) = (received, now);
+            }
+            if progress.is_done.load(Ordering::Acquire) {
+                let is_quiet = now > last_delivery_ns + self.drain_ns;
+                if is_quiet || self.is_complete(fleet, progress) {
+                    break;
+                }
+            } else {
+                last_delivery_ns = now;
+            }
+            if now >= next_line_ns {
+                next_line_ns += SECOND_NS;
+                self.tell(fleet, progress);
+            }
+        }
+        let end = end.unwrap_or_else(|| Reading::take(fleet, self.pids));
+        let Some(start) = start else { bail!("the window never began") };
+        Ok(end.since(start))
+    }
+
+    /// Whether the first group has all (the others may be slow). With one channel, or all channels
+    /// by all: exact. Otherwise the drain ends it.
+    fn is_complete(&self, fleet: &Fleet, progress: &Progress) -> bool {
+        let unique = fleet.groups[0].tally.unique;
+        let n_channels = fleet.shared.channels.len() as u64;
+        unique * n_channels >= progress.n_sent.load(Ordering::Relaxed) * self.n_subscribers
+    }
+
+    fn tell(&mut self, fleet: &Fleet, progress: &Progress) {
+        let memory = Memory::of(self.pids);
+        self.rss_max = self.rss_max.max(memory.rss);
+        let tally = &fleet.groups[0].tally;
+        let n_ended: u64 = fleet.groups.iter().map(Group::n_ended).sum();
+        let ms = |quantile| tally.latency_us.value_at_quantile(quantile) as f64 / 1000.0;
+        eprintln!(
+            "{} sent {}, received {}, p50 {:.2} ms, p99 {:.2} ms, closed {}, server RSS {} MB",
+            self.label,
+            progress.n_sent.load(Ordering::Relaxed),
+            fleet.n_received(),
+            ms(0.5),
+            ms(0.99),
+            n_ended,
+            memory.rss >> 20,
+        );
+    }
+}
+
+/// Opens all connections of the fleet; how long it took.
+pub fn connect(fleet: &mut Fleet, timeout_ns: u64) -> anyhow::Result<u64> {
+    let start_ns = now_ns();
+    let mut next_line_ns = start_ns + SECOND_NS;
+    while !fleet.is_open() {
+        fleet.turn(TURN)?;
+        let now = now_ns();
+        if now > start_ns + timeout_ns {
+            let n_ready: u64 = fleet.groups.iter().map(|group| group.n_ready).sum();
+            bail!("only {n_ready} connections are ready after {:.0} s", seconds(timeout_ns));
+        }
+        if now >= next_line_ns {
+            next_line_ns += SECOND_NS;
+            eprintln!("{} ready", fleet.groups.iter().map(|group| group.n_ready).sum::<u64>());
+        }
+    }
+    Ok(now_ns() - start_ns)
+}
+
+/// Turns the fleet for so long: pings are answered, replies read.
+pub fn idle(fleet: &mut Fleet, duration_ns: u64) -> anyhow::Result<()> {
+    let end_ns = now_ns() + duration_ns;
+    while now_ns() < end_ns {
+        fleet.turn(TURN)?;
+    }
+    Ok(())
+}

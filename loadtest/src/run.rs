@@ -1,0 +1,162 @@
+//! `loadtest run`: connect everybody, publish, and tell what came of it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::checker::Expected;
+use crate::cli::{self, LoadArgs, RunArgs};
+use crate::clock::{SECOND_NS, seconds};
+use crate::fleet::{Fleet, Pace, Plan, Shared};
+use crate::measure::{self, Load, Measured, Spec};
+use crate::process::{self, Memory};
+use crate::publish::PublisherName;
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
+use crate::server::Target;
+
+/// Descriptors besides those of the connections.
+const OTHER_FDS: usize = 64;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RunReport {
+    pub environment: Environment,
+    pub load: LoadArgs,
+    pub connecting: Connecting,
+    pub subscribers: GroupReport,
+    pub server: ServerReport,
+    pub client: ClientReport,
+}
+
+/// How the connections came to be.
+#[derive(Copy, Clone, Debug, Serialize)]
+pub struct Connecting {
+    pub seconds: f64,
+    pub per_second: f64,
+    /// Private memory of the server that each took; 0 if unknown.
+    pub server_anon_bytes_each: u64,
+}
+
+impl RunReport {
+    pub fn is_good(&self) -> bool {
+        self.subscribers.is_good() && self.client.is_good()
+    }
+}
+
+/// Runs it, prints the table, writes the JSON; whether all was as it must be.
+pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> {
+    args.load.check()?;
+    process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
+    let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
+    let report = run(&args.load, &target, &args.target.redis_prefix, command_line)?;
+    let mut table = Table::default();
+    table.row(
+        "connected",
+        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
+    );
+    table.group(&report.subscribers);
+    table.server(&report.server);
+    if report.connecting.server_anon_bytes_each > 0 {
+        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
+    }
+    table.client(&report.client);
+    table.print();
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    Ok(report.is_good())
+}
+
+/// The run itself, against a server that is there.
+pub fn run(
+    load: &LoadArgs,
+    target: &Target,
+    redis_prefix: &str,
+    command_line: &[String],
+) -> anyhow::Result<RunReport> {
+    let plans = plans(load);
+    let mut fleet = Fleet::new(shared(load, target)?, plans)?;
+    let connecting = connect(&mut fleet, load, target)?;
+    let publisher = load.publisher(target, redis_prefix)?;
+    let spec = spec(load, "run");
+    let measured = measure::measure(&mut fleet, &target.pids, publisher, &spec)?;
+    Ok(report(load, connecting, &measured, command_line))
+}
+
+fn report(
+    load: &LoadArgs,
+    connecting: Connecting,
+    measured: &Measured,
+    command_line: &[String],
+) -> RunReport {
+    RunReport {
+        environment: Environment::here(command_line),
+        load: load.clone(),
+        connecting,
+        subscribers: GroupReport::of(&measured.groups[0]),
+        server: ServerReport::of(measured),
+        client: ClientReport::of(measured, load.burst.is_some()),
+    }
+}
+
+/// As many connections as asked for, all alike.
+pub fn plans(load: &LoadArgs) -> Vec<Plan> {
+    let plan = |nth| Plan {
+        channels: load.channels_of(nth),
+        group: 0,
+        pace: Pace::Full,
+        rcvbuf_bytes: None,
+    };
+    (0..load.connections).map(plan).collect()
+}
+
+pub fn shared(load: &LoadArgs, target: &Target) -> anyhow::Result<Shared> {
+    Ok(Shared {
+        target: target.address,
+        sources: load.sources(),
+        channels: load.channel_names(),
+        protocol: load.protocol(),
+        tokens: cli::tokens()?,
+        // Nothing is published before `measure` says what is.
+        expected: Expected { run: 0, payload_bytes: load.size, epoch_ns: 0, window_ns: 0..0 },
+        n_opening_max: load.connect_concurrency,
+    })
+}
+
+pub fn spec(load: &LoadArgs, label: &str) -> Spec {
+    let ns = |seconds: f64| (seconds * SECOND_NS as f64) as u64;
+    Spec {
+        run: run_id(),
+        payload_bytes: load.size,
+        load: match load.burst {
+            Some(n_publications) => Load::Burst { n_publications },
+            None => Load::Steady {
+                rate: load.rate,
+                warm_up_ns: ns(load.warm_up),
+                window_ns: ns(load.seconds),
+            },
+        },
+        drain_ns: ns(load.drain),
+        label: label.to_owned(),
+    }
+}
+
+/// Differs from the last run's, and from that of a run beside this one.
+fn run_id() -> u16 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.as_millis() as u32 ^ std::process::id().rotate_left(7)) as u16
+}
+
+/// Opens the connections and lets them settle.
+pub fn connect(fleet: &mut Fleet, load: &LoadArgs, target: &Target) -> anyhow::Result<Connecting> {
+    let ns = |seconds: f64| (seconds * SECOND_NS as f64) as u64;
+    let before = Memory::of(&target.pids);
+    let took_ns = measure::connect(fleet, ns(load.connect_timeout))?;
+    measure::idle(fleet, ns(load.settle))?;
+    let n_ready: u64 = fleet.groups.iter().map(|group| group.n_ready).sum();
+    let grown = Memory::of(&target.pids).anon.saturating_sub(before.anon);
+    Ok(Connecting {
+        seconds: seconds(took_ns),
+        per_second: n_ready as f64 / seconds(took_ns.max(1)),
+        server_anon_bytes_each: grown / n_ready.max(1),
+    })
+}

@@ -1,0 +1,214 @@
+//! `loadtest slow`: what clients that read slowly, or never, do to the others.
+//!
+//! In pairs of runs with them and without, each run with fresh connections; the others' number is
+//! the same in both.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::cli::{LoadArgs, SlowArgs};
+use crate::fleet::{Fleet, Pace, Plan};
+use crate::measure;
+use crate::process;
+use crate::publish::PublisherName;
+use crate::report::{
+    ClientReport, Environment, GroupReport, ServerReport, Table, median, write_json,
+};
+use crate::run;
+use crate::server::Target;
+
+const OTHER_FDS: usize = 64;
+/// What slow readers may cost the others: p99 at most so many times, or so many milliseconds more.
+pub const P99_RATIO_MAX: f64 = 1.2;
+pub const P99_MORE_MS_MAX: f64 = 2.0;
+
+/// The groups of the fleet, and how the last two read.
+const OTHERS: usize = 0;
+const STALLED: usize = 1;
+const SLOW: usize = 2;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct SlowReport {
+    pub environment: Environment,
+    pub load: LoadArgs,
+    pub pairs: Vec<Pair>,
+    /// Medians, milliseconds.
+    pub p99_without_ms: f64,
+    pub p99_with_ms: f64,
+    pub passed: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Pair {
+    pub without: Side,
+    pub with: Side,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Side {
+    pub others: GroupReport,
+    pub stalled: Ends,
+    pub slow: Ends,
+    pub server: ServerReport,
+    pub client: ClientReport,
+}
+
+/// What became of slow readers. That they lose something is their own doing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ends {
+    pub connections: u64,
+    pub received: u64,
+    pub duplicated: u64,
+    pub misordered: u64,
+    pub damaged: u64,
+    pub disconnects: BTreeMap<String, u64>,
+}
+
+pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<bool> {
+    args.check()?;
+    process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
+    let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
+    let mut pairs = Vec::new();
+    for nth in 0..args.pairs {
+        let mut sides = [None, None];
+        for burdened in [nth % 2 == 1, nth % 2 == 0] {
+            let what = if burdened { "with" } else { "without" };
+            let label = format!("pair {} of {}, {what}:", nth + 1, args.pairs);
+            sides[usize::from(burdened)] = Some(side(args, &target, burdened, &label)?);
+        }
+        if let [Some(without), Some(with)] = sides {
+            pairs.push(Pair { without, with });
+        }
+    }
+    let report = report(args, pairs, command_line);
+    table(&report).print();
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    Ok(report.passed)
+}
+
+fn side(args: &SlowArgs, target: &Target, burdened: bool, label: &str) -> anyhow::Result<Side> {
+    let mut fleet = Fleet::new(run::shared(&args.load, target)?, plans(args, burdened))?;
+    fleet.groups.resize(SLOW + 1, Default::default());
+    run::connect(&mut fleet, &args.load, target)?;
+    let publisher = args.load.publisher(target, &args.target.redis_prefix)?;
+    let spec = run::spec(&args.load, label);
+    let measured = measure::measure(&mut fleet, &target.pids, publisher, &spec)?;
+    fleet.read_to_the_end();
+    Ok(Side {
+        others: GroupReport::of(&measured.groups[OTHERS]),
+        stalled: ends(&fleet, STALLED),
+        slow: ends(&fleet, SLOW),
+        server: ServerReport::of(&measured),
+        client: ClientReport::of(&measured, false),
+    })
+}
+
+/// The slow ones are among the others, not before or after them: a server that walks its
+/// connections in order meets them in between.
+fn plans(args: &SlowArgs, burdened: bool) -> Vec<Plan> {
+    let n_connections = args.load.connections;
+    let n_slow = args.stalled + args.slow;
+    let mut plans = run::plans(&args.load);
+    for nth in 0..n_slow {
+        let plan = &mut plans[(2 * nth + 1) * n_connections / (2 * n_slow)];
+        plan.rcvbuf_bytes = args.rcvbuf;
+        (plan.group, plan.pace) = if nth < args.stalled {
+            (STALLED, Pace::Never)
+        } else {
+            (SLOW, Pace::BytesPerSecond(args.slow_bytes_per_second))
+        };
+    }
+    plans.retain(|plan| burdened || plan.group == OTHERS);
+    plans
+}
+
+fn ends(fleet: &Fleet, group: usize) -> Ends {
+    let group = &fleet.groups[group];
+    Ends {
+        connections: group.n_ready,
+        received: group.tally.unique,
+        duplicated: group.tally.duplicated,
+        misordered: group.tally.misordered,
+        damaged: group.tally.damaged,
+        disconnects: group.ended.clone(),
+    }
+}
+
+fn is_within(without_ms: f64, with_ms: f64) -> bool {
+    with_ms <= without_ms * P99_RATIO_MAX || with_ms <= without_ms + P99_MORE_MS_MAX
+}
+
+fn report(args: &SlowArgs, pairs: Vec<Pair>, command_line: &[String]) -> SlowReport {
+    let p99 = |side: &dyn Fn(&Pair) -> f64| median(&pairs.iter().map(side).collect::<Vec<_>>());
+    let p99_without_ms = p99(&|pair| pair.without.others.latency_ms.p99);
+    let p99_with_ms = p99(&|pair| pair.with.others.latency_ms.p99);
+    // Slow or not: nobody gets a thing twice, out of order or broken.
+    let is_clean = |ends: &Ends| [ends.duplicated, ends.misordered, ends.damaged] == [0; 3];
+    let is_good = pairs.iter().flat_map(|pair| [&pair.without, &pair.with]).all(|side| {
+        let clean = is_clean(&side.stalled) && is_clean(&side.slow);
+        side.others.is_good() && side.client.is_good() && clean
+    });
+    SlowReport {
+        environment: Environment::here(command_line),
+        load: args.load.clone(),
+        p99_without_ms,
+        p99_with_ms,
+        passed: is_good && is_within(p99_without_ms, p99_with_ms),
+        pairs,
+    }
+}
+
+fn table(report: &SlowReport) -> Table {
+    let mut table = Table::default();
+    for (pair, nth) in report.pairs.iter().zip(1..) {
+        for (side, what) in [(&pair.without, "without"), (&pair.with, "with")] {
+            table.row(&format!("-- pair {nth}, {what}"), "");
+            table.group(&side.others);
+            table.server(&side.server);
+            table.client(&side.client);
+            for (ends, who) in [(&side.stalled, "stalled"), (&side.slow, "slow")] {
+                if ends.connections > 0 {
+                    table.row(
+                        who,
+                        format!(
+                            "{} connections, received {}, ended {:?}",
+                            ends.connections, ends.received, ends.disconnects
+                        ),
+                    );
+                }
+            }
+        }
+    }
+    table.row(
+        if report.passed { "PASSED" } else { "FAILED" },
+        format!(
+            "the others' p99 (medians) {:.2} -> {:.2} ms, at most {P99_RATIO_MAX} × or + \
+             {P99_MORE_MS_MAX} ms",
+            report.p99_without_ms, report.p99_with_ms
+        ),
+    );
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser as _;
+
+    #[test]
+    fn the_others_are_as_many_with_and_without() {
+        let args = "loadtest slow --connections 100 --stalled 3 --slow 2";
+        let Command::Slow(args) = Cli::try_parse_from(args.split(' ')).unwrap().command else {
+            panic!()
+        };
+        let n_of = |burdened: bool, group: usize| {
+            plans(&args, burdened).iter().filter(|plan| plan.group == group).count()
+        };
+        assert_eq!([OTHERS, STALLED, SLOW].map(|group| n_of(true, group)), [95, 3, 2]);
+        assert_eq!([OTHERS, STALLED, SLOW].map(|group| n_of(false, group)), [95, 0, 0]);
+    }
+}

@@ -1,0 +1,221 @@
+//! A hub of two hundred lines that does one thing wrong on purpose.
+//!
+//! One thread a connection, one thread that owns the subscribers. WebSockets at `/ws?channel=…`
+//! (raw) and `/connection/websocket` (Centrifuge, the channels from its subscribes), publications by
+//! `POST /api/publish`.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use serde_json::Value;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// The last subscriber doesn't get it.
+    Lose,
+    /// Twice.
+    Repeat,
+    /// After the one that follows it.
+    Reorder,
+    /// One bit is another.
+    Corrupt,
+    /// The last byte but the closing bracket is missing.
+    Shorten,
+    /// To every subscriber, whatever the channel.
+    Leak,
+    /// The last subscriber is closed with 3008.
+    Cut,
+    /// The API says no, and delivers nothing.
+    Refuse,
+}
+
+/// Goes wrong at every so-manieth publication.
+pub const EVERY: usize = 10;
+
+struct Subscriber {
+    stream: TcpStream,
+    channels: Vec<String>,
+    is_raw: bool,
+}
+
+enum Event {
+    Subscriber(Subscriber),
+    Published { channel: String, payload: Vec<u8> },
+}
+
+pub fn start(fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, events) = sync_channel(1000);
+    thread::spawn(move || deliver(&events, fault));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let sender = sender.clone();
+            thread::spawn(move || serve(stream, &sender, fault));
+        }
+    });
+    address
+}
+
+fn deliver(events: &Receiver<Event>, fault: Fault) {
+    let mut subscribers: Vec<Subscriber> = Vec::new();
+    let mut held: Option<Vec<u8>> = None;
+    let mut n_published = 0;
+    for event in events {
+        let (channel, payload) = match event {
+            Event::Subscriber(subscriber) => {
+                subscribers.push(subscriber);
+                continue;
+            }
+            Event::Published { channel, payload } => (channel, payload),
+        };
+        n_published += 1;
+        let is_wrong = n_published % EVERY == EVERY / 2;
+        let mut send = |payload: &[u8]| {
+            for subscriber in &mut subscribers {
+                let is_leak = is_wrong && fault == Fault::Leak;
+                if is_leak || subscriber.channels.contains(&channel) {
+                    subscriber.push(&channel, payload);
+                }
+            }
+        };
+        match fault {
+            _ if !is_wrong => {
+                send(&payload);
+                if let Some(held) = held.take() {
+                    send(&held);
+                }
+            }
+            Fault::Repeat => [&payload, &payload].iter().for_each(|payload| send(payload)),
+            Fault::Reorder => held = Some(payload),
+            Fault::Corrupt => send(&corrupt(payload)),
+            Fault::Shorten => send(&[&payload[..payload.len() - 3], b"\"}"].concat()),
+            Fault::Lose => {
+                let mut last = subscribers.pop().unwrap();
+                subscribers.iter_mut().for_each(|it| it.push(&channel, &payload));
+                last.channels.dedup();
+                subscribers.push(last);
+            }
+            Fault::Cut => {
+                send(&payload);
+                if let Some(mut last) = subscribers.pop() {
+                    last.send(8, b"\x0b\xc0slow");
+                }
+            }
+            _ => send(&payload),
+        }
+    }
+}
+
+fn corrupt(mut payload: Vec<u8>) -> Vec<u8> {
+    let at = payload.len() / 2;
+    payload[at] ^= 1;
+    payload
+}
+
+impl Subscriber {
+    fn push(&mut self, channel: &str, payload: &[u8]) {
+        if self.is_raw {
+            self.send(1, payload);
+        } else {
+            let head = format!("{{\"push\":{{\"channel\":\"{channel}\",\"pub\":{{\"data\":");
+            self.send(1, &[head.as_bytes(), payload, b"}}}"].concat());
+        }
+    }
+
+    fn send(&mut self, opcode: u8, payload: &[u8]) {
+        let mut frame = vec![0x80 | opcode];
+        match payload.len() {
+            0..126 => frame.push(payload.len() as u8),
+            length => {
+                frame.push(126);
+                frame.extend((length as u16).to_be_bytes());
+            }
+        }
+        frame.extend(payload);
+        let _ = self.stream.write_all(&frame);
+    }
+}
+
+fn serve(mut stream: TcpStream, sender: &SyncSender<Event>, fault: Fault) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut n_published = 0;
+    loop {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok().filter(|&n_bytes| n_bytes > 0)?;
+            if line.trim().is_empty() {
+                break;
+            }
+            lines.push(line.trim().to_owned());
+        }
+        let path = lines[0].split(' ').nth(1)?.to_owned();
+        if path != "/api/publish" {
+            return upgrade(stream, reader, &path, sender);
+        }
+        let length = lines.iter().find_map(|line| line.strip_prefix("Content-Length: "))?;
+        let mut body = vec![0; length.parse().ok()?];
+        reader.read_exact(&mut body).ok()?;
+        n_published += 1;
+        let answer = if fault == Fault::Refuse && n_published % EVERY == 0 {
+            r#"{"error":{"code":100}}"#
+        } else {
+            let body = String::from_utf8(body).ok()?;
+            let (head, data) = body.split_once(",\"data\":")?;
+            let channel = head.strip_prefix("{\"channel\":\"")?.strip_suffix('"')?.to_owned();
+            let payload = data.strip_suffix('}')?.as_bytes().to_vec();
+            sender.send(Event::Published { channel, payload }).ok()?;
+            r#"{"result":{}}"#
+        };
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len())
+            .ok()?;
+    }
+}
+
+fn upgrade(
+    mut stream: TcpStream,
+    mut reader: BufReader<TcpStream>,
+    path: &str,
+    sender: &SyncSender<Event>,
+) -> Option<()> {
+    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").ok()?;
+    let is_raw = path.starts_with("/ws?");
+    let mut channels: Vec<String> = path
+        .split(['?', '&'])
+        .filter_map(|it| it.strip_prefix("channel="))
+        .map(Into::into)
+        .collect();
+    let mut replies = Vec::new();
+    if !is_raw {
+        for line in read_frame(&mut reader)?.split('\n') {
+            let command: Value = serde_json::from_str(line).ok()?;
+            let kind = if command["connect"].is_object() { "connect" } else { "subscribe" };
+            channels.extend(command["subscribe"]["channel"].as_str().map(Into::into));
+            replies.push(format!("{{\"id\":{},\"{kind}\":{{}}}}", command["id"]));
+        }
+    }
+    let mut subscriber = Subscriber { stream, channels, is_raw };
+    if !is_raw {
+        subscriber.send(1, replies.join("\n").as_bytes());
+    }
+    sender.send(Event::Subscriber(subscriber)).ok()
+}
+
+fn read_frame(reader: &mut impl std::io::Read) -> Option<String> {
+    let mut head = [0; 2];
+    reader.read_exact(&mut head).ok()?;
+    let mut length = usize::from(head[1] & 0x7f);
+    if length == 126 {
+        reader.read_exact(&mut head).ok()?;
+        length = usize::from(u16::from_be_bytes(head));
+    }
+    let (mut mask, mut payload) = ([0; 4], vec![0; length]);
+    reader.read_exact(&mut mask).ok()?;
+    reader.read_exact(&mut payload).ok()?;
+    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    String::from_utf8(payload).ok()
+}
