@@ -149,6 +149,7 @@ pub struct BrokerMetrics {
     pub channels: Count,
     pub redis_subscriptions: Count,
     pub redis_connects: Count,
+    pub redis_refused: Count,
     pub pubsub_up: Count,
     pub command_up: Count,
     pub inbox_bytes: Count,
@@ -351,11 +352,12 @@ impl Page {
 
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Metrics { broker, listener, .. } = &*self.0;
-        let counters: [(&str, &str, &Count); 6] = [
+        let counters: [(&str, &str, &Count); 7] = [
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),
             ("redis_connects", "Connections made to Redis.", &broker.redis_connects),
+            ("redis_refused", "Subscriptions that Redis's ACL forbids.", &broker.redis_refused),
             ("accepted", "Sockets accepted.", &listener.accepted),
             (
                 "accept_errors",

@@ -286,6 +286,17 @@ impl Core {
                     self.interest.on_unsubscribed(channel);
                 }
             }
+            Push::Refused { channel } => {
+                self.node.metrics.broker.redis_refused.add(1);
+                let refused = redis
+                    .channel_of(&channel)
+                    .and_then(|channel| self.interest.on_refused(channel));
+                let Some((channel, shards)) = refused else { return };
+                for shard in shards.iter() {
+                    self.doors[shard]
+                        .push(ShardEvent::AcquireFailed { name: channel.name.clone() });
+                }
+            }
             Push::Lost { n_dropped } => {
                 // The inbox was at its bound: which channels is not known any more.
                 self.node.metrics.broker.on_drop(Drop::InboxFull, n_dropped);

@@ -58,6 +58,8 @@ enum Stage {
     Subscribing,
     Live,
     Unsubscribing,
+    /// Redis won't let this node have it: until the next link, or until somebody asks anew.
+    Refused,
 }
 
 struct Entry {
@@ -80,7 +82,7 @@ impl Entry {
 
     /// Has subscribers, from before the link broke, and isn't subscribed.
     fn is_lost(&self) -> bool {
-        !self.shards.is_empty() && self.stage != Stage::Live
+        !self.shards.is_empty() && !matches!(self.stage, Stage::Live | Stage::Refused)
     }
 
     fn is_wanted(&self, now_ms: u64) -> bool {
@@ -195,7 +197,12 @@ impl Interest {
             });
         }
         entry.waiting.push((shard, now_ms + timeout_ms));
+        let n_lost = usize::from(entry.stage == Stage::Refused && !entry.shards.is_empty());
+        if entry.stage == Stage::Refused {
+            entry.stage = Stage::Idle;
+        }
         let id = entry.id;
+        self.n_lost += n_lost;
         self.deadlines.push_back((now_ms + timeout_ms, id, shard));
         self.queue(slot);
         None
@@ -249,6 +256,24 @@ impl Interest {
         (!confirmed.shards.is_empty() || !resumed.is_empty()).then_some(confirmed)
     }
 
+    /// Redis refused a SUBSCRIBE for good. Returns the shards that waited for it; those that had
+    /// it on an earlier link don't hold up the others.
+    pub fn on_refused(&mut self, name: &[u8]) -> Option<(Arc<Channel>, ShardSet)> {
+        let slot = *self.names.get(name)?;
+        let entry = self.entry(slot);
+        if entry.stage != Stage::Subscribing {
+            return None;
+        }
+        let n_found = usize::from(entry.is_lost());
+        entry.stage = Stage::Refused;
+        let mut waiting = ShardSet::default();
+        entry.waiting.drain(..).for_each(|(shard, _)| waiting.insert(shard));
+        let channel = entry.channel.clone();
+        self.n_lost -= n_found;
+        self.queue(slot);
+        Some((channel, waiting))
+    }
+
     /// Redis confirmed an UNSUBSCRIBE.
     pub fn on_unsubscribed(&mut self, name: &[u8]) {
         let Some(slot) = self.names.get(name).copied() else { return };
@@ -290,7 +315,7 @@ impl Interest {
                     changes.unsubscribe.push(entry.channel.name.clone());
                     self.n_live -= 1;
                 }
-                (Stage::Idle, false) => self.close(slot),
+                (Stage::Idle | Stage::Refused, false) => self.close(slot),
                 // In flight, or as it should be: the confirmation queues it again.
                 _ => {}
             }
@@ -336,7 +361,10 @@ impl Interest {
     fn forget_unwanted(&mut self, now_ms: u64) {
         for slot in std::mem::take(&mut self.changed) {
             match &self.entries[slot as usize] {
-                Some(entry) if entry.stage == Stage::Idle && !entry.is_wanted(now_ms) => {
+                Some(entry)
+                    if matches!(entry.stage, Stage::Idle | Stage::Refused)
+                        && !entry.is_wanted(now_ms) =>
+                {
                     self.close(slot);
                 }
                 Some(_) => self.changed.push_back(slot),

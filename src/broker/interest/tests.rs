@@ -119,3 +119,28 @@ fn a_shard_that_waited_too_long_is_told_once() {
     assert!(interest.on_subscribed(b"a").is_none());
     assert_eq!(names(&interest.take_changes(9, 9_000)), (vec![], vec!["a"]));
 }
+
+#[test]
+fn a_refused_channel_holds_up_nobody_and_is_asked_for_again() {
+    let mut interest = Interest::new(0, 3_000);
+    interest.acquire("a", 0, 0);
+    interest.take_changes(9, 0);
+    let id = interest.on_subscribed(b"a").unwrap().id;
+    interest.on_link_down();
+    assert!(!interest.is_restored());
+    interest.acquire("a", 1, 1);
+    interest.take_changes(9, 1);
+    let (channel, shards) = interest.on_refused(b"a").unwrap();
+    assert_eq!((&*channel.name, shards.iter().collect()), ("a", vec![1]));
+    assert!(interest.is_restored());
+    assert_eq!(interest.take_changes(9, 2), Changes::default());
+    assert!(interest.on_subscribed(b"a").is_none());
+    interest.acquire("a", 1, 3);
+    assert!(!interest.is_restored());
+    assert_eq!(names(&interest.take_changes(9, 3)), (vec!["a"], vec![]));
+    interest.on_refused(b"a").unwrap();
+    interest.release(id, 0, 4);
+    interest.on_tick(4);
+    interest.take_changes(9, 4);
+    assert!(interest.names.is_empty() && interest.is_restored());
+}

@@ -25,6 +25,10 @@ pub enum Push {
     Unsubscribed {
         channel: Vec<u8>,
     },
+    /// Redis won't let this node subscribe to it.
+    Refused {
+        channel: Vec<u8>,
+    },
     Lost {
         n_dropped: u64,
     },

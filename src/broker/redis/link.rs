@@ -74,9 +74,14 @@ impl Dialer {
             .set_push_sender(sender);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut link = PubSubLink(connected);
-        match timeout(self.response_timeout, link.subscribe(&[probe_channel.to_vec()])).await {
-            Ok(subscribed) => subscribed.map(|()| link),
-            Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+        let probe = [probe_channel.to_vec()];
+        let forbidden = timeout(self.response_timeout, link.subscribe(&probe))
+            .await
+            .map_err(|elapsed| RedisError::from(std::io::Error::from(elapsed)))??;
+        if forbidden.is_empty() {
+            Ok(link)
+        } else {
+            Err((redis::ErrorKind::Client, "its ACL forbids the hub's own channels, ws:*").into())
         }
     }
 
@@ -118,14 +123,32 @@ impl PubSubLink {
         redis::cmd("PING").exec_async(&mut self.0).await
     }
 
-    /// Sends SUBSCRIBE; each channel is confirmed by a push.
-    pub async fn subscribe(&mut self, channels: &[Vec<u8>]) -> Result<(), RedisError> {
-        if channels.is_empty() { Ok(()) } else { self.0.subscribe(channels).await }
+    /// Sends SUBSCRIBE; each channel is confirmed by a push. Returns those that Redis's ACL
+    /// forbids: it refuses a command for any one of them, so then each is asked for alone.
+    pub async fn subscribe(&mut self, channels: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, RedisError> {
+        let mut forbidden = Vec::new();
+        if channels.is_empty() || !is_forbidden(self.0.subscribe(channels).await)? {
+            return Ok(forbidden);
+        }
+        for channel in channels {
+            if is_forbidden(self.0.subscribe(channel).await)? {
+                forbidden.push(channel.clone());
+            }
+        }
+        Ok(forbidden)
     }
 
     /// Sends UNSUBSCRIBE; each channel is confirmed by a push.
     pub async fn unsubscribe(&mut self, channels: &[Vec<u8>]) -> Result<(), RedisError> {
         if channels.is_empty() { Ok(()) } else { self.0.unsubscribe(channels).await }
+    }
+}
+
+fn is_forbidden(result: Result<(), RedisError>) -> Result<bool, RedisError> {
+    match result {
+        Ok(()) => Ok(false),
+        Err(error) if error.code() == Some("NOPERM") => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -69,6 +69,7 @@ pub struct Redis {
 /// The pub/sub link in use.
 struct PubSub {
     link: PubSubLink,
+    generation: u64,
     broken: Arc<Notify>,
     /// Commands that wait for their confirmations. They have no time limit of their own, since
     /// the link is pinged; they end with it.
@@ -150,11 +151,17 @@ impl Redis {
         let (mut link, broken) = (pubsub.link.clone(), pubsub.broken.clone());
         let (subscribe, unsubscribe) =
             (self.redis_channels(&changes.subscribe), self.redis_channels(&changes.unsubscribe));
-        let inbox = self.inbox.clone();
+        let (inbox, generation) = (self.inbox.clone(), pubsub.generation);
         pubsub.changes.spawn_local(async move {
-            let subscribed = link.subscribe(&subscribe).await;
-            let unsubscribed = link.unsubscribe(&unsubscribe).await;
-            if subscribed.is_err() || unsubscribed.is_err() {
+            match link.subscribe(&subscribe).await {
+                Ok(forbidden) => {
+                    for channel in forbidden {
+                        inbox.push(generation, Push::Refused { channel });
+                    }
+                }
+                Err(_) => broken.notify_one(),
+            }
+            if link.unsubscribe(&unsubscribe).await.is_err() {
                 broken.notify_one();
             }
             inbox.notify.notify_one();
@@ -252,6 +259,7 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
                 redis.node.metrics.broker.redis_connects.add(1);
                 redis.pubsub.replace(Some(PubSub {
                     link: link.clone(),
+                    generation,
                     broken: broken.clone(),
                     changes: JoinSet::new(),
                 }));
