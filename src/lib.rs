@@ -24,3 +24,4 @@ pub mod protocol;
 pub mod publication;
 pub mod server;
 pub mod shard;
+mod thread;

@@ -21,6 +21,7 @@ mod survey;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::channel::ChannelId;
 use crate::mailbox::{self, Weigh};
@@ -32,6 +33,9 @@ use crate::shard::ShardEvent;
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
 /// batch a turn, and keeps what doesn't fit.
 const MAILBOX_BATCHES_MAX: usize = 4096;
+/// Every publication passes here on its way, for some microseconds. On a core that a shard keeps
+/// busy it would wait for a full slice of the shard's, a millisecond and more, each time.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// From a shard to the broker.
 #[derive(Debug)]
@@ -126,6 +130,7 @@ pub fn spawn(
     shards: Vec<mailbox::Sender<ShardEvent>>,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("broker".into()).spawn(move || {
+        crate::thread::set_slice(SLICE);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());

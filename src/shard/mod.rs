@@ -76,7 +76,7 @@ pub fn spawn(
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name(format!("shard-{idx}")).spawn(move || {
         if node.config.pin_shards {
-            pin(idx);
+            crate::thread::pin(idx);
         }
         let events = events.bind();
         for life in 0.. {
@@ -124,17 +124,6 @@ fn live(
     // Ends the tasks, and with them the sockets: of a broken shard without looking at its state.
     drop(runtime);
     Ok(if shard.is_broken() { Ended::Panicked } else { Ended::Stopped })
-}
-
-fn pin(core: usize) {
-    // SAFETY: an all-zero cpu_set_t is a valid empty set, and the call only reads it.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0 {
-            tracing::warn!(core, "can't pin the shard");
-        }
-    }
 }
 
 /// Where the rolling walk is.
