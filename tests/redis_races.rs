@@ -18,6 +18,8 @@ use std::time::Duration;
 fn hub_behind(proxy: &Proxy) -> Hub {
     // One client flips thousands of times, which is not what the limit is against.
     let builder = Hub::builder().env("HUB_REDIS_URL", proxy.url()).env("HUB_COMMAND_RATE", "off");
+    // Nobody answers a ping while thousands of viewers are opened one by one.
+    let builder = builder.env("HUB_PING_INTERVAL", "10m");
     builder.env("HUB_UNSUBSCRIBE_DELAY", "1ms").start()
 }
 

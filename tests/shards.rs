@@ -8,12 +8,18 @@ use std::time::{Duration, Instant};
 
 const N_SHARDS: usize = 4;
 
+/// Nobody answers a ping while thousands are opened one by one.
+fn hub(n_shards: usize) -> Hub {
+    let builder = Hub::builder().env("HUB_SHARDS", n_shards);
+    builder.env("HUB_PING_INTERVAL", "10m").start().wait_ready()
+}
+
 #[test]
 fn connections_spread_evenly() {
     let n_connections = scaled(1_000, 10_000);
     // 25 % of 250 are 4.5 standard deviations of a fair draw, 10 % of 2,500 are 5.8.
     let tolerance = scaled(25, 10) as f64 / 100.0;
-    let hub = Hub::builder().env("HUB_SHARDS", 4).start().wait_ready();
+    let hub = hub(4);
     let mut raws: Vec<Raw> = (0..n_connections).map(|_| Raw::open(&hub, &["all"])).collect();
     let all = n_connections as f64;
     assert!(eventually(SOON, || hub.metric_sum("hubbub_subscriptions") == all));
@@ -84,7 +90,7 @@ fn p99(mut times: Vec<Duration>) -> Duration {
 #[test]
 fn slowly_opened_and_after_half_of_the_shards_were_left() {
     let n = scaled(300, 4_000);
-    let hub = Hub::builder().env("HUB_SHARDS", N_SHARDS).start().wait_ready();
+    let hub = hub(N_SHARDS);
     let mut clients = open_slowly(&hub, n);
     let spread = per_shard(&hub);
     let mean = n as f64 / N_SHARDS as f64;
