@@ -7,6 +7,7 @@ use common::cf::{Cf, subscribe, unsubscribe};
 use common::ledger::{Kind, payload};
 use common::proxy::Slice;
 use common::redis::Reply;
+use common::ws::{Dial, raw_path};
 use common::{
     Direction, Hub, Ledger, Proxy, QUIET, Raw, Redis, Rng, SOON, Viewer, drive, eventually, ms,
     scaled, secs, sys,
@@ -295,4 +296,32 @@ fn the_reply_comes_when_the_subscription_is_live() {
     for round in 0..scaled(30, 500) {
         fresh_round(&hub, &elsewhere, &redis, &mut cf, round);
     }
+}
+
+#[test]
+fn what_waits_for_a_raw_client_s_last_channel_is_bounded() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.addr());
+    let builder = Hub::builder().env("HUB_REDIS_URL", proxy.url());
+    let builder = builder.env("HUB_PUBLICATION_BYTES_MAX", "64KiB");
+    let hub = builder.env("HUB_OUTBOX_BYTES_MAX", "256KiB").start().wait_ready();
+    let mut viewer = Raw::open(&hub, &["busy"]);
+    // Its SUBSCRIBE to `late` takes two seconds to Redis, and all that time `busy` is busy.
+    proxy.delay(Direction::Up, secs(2), secs(2));
+    let addr = hub.addr;
+    let joining =
+        std::thread::spawn(move || Dial::new_at(addr, &raw_path(&["busy", "late"])).open());
+    assert!(eventually(SOON, || hub.metric_sum("hubbub_subscriptions") == 2.0), "it waits");
+    let payload = vec![b'x'; 60_000];
+    let mut publisher = redis.client();
+    for _ in 0..50 {
+        publisher.publish("busy", &payload);
+        let frame = viewer.next_data(SOON).expect("the others get all");
+        assert_eq!(frame.payload.len(), payload.len());
+    }
+    let closes = || hub.metrics().get("hubbub_closes_total{code=\"3008\"}");
+    assert!(eventually(SOON, || closes() == 1.0), "over its bound before it has a socket");
+    let mut joined = joining.join().expect("upgraded");
+    let close = joined.next_close(SOON).expect("and told so");
+    assert_eq!(close.code, 3008);
 }

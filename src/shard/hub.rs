@@ -52,8 +52,8 @@ pub enum Visit {
     Full,
     /// It was full before and still waits.
     Waiting,
-    /// It waits, and more than the bound was queued for it before the newest publication: a slow
-    /// consumer.
+    /// It waits (for its socket, too, as a raw session does for its channels), and more than the
+    /// bound was queued for it before the newest publication: a slow consumer.
     OverBound,
     /// The close frame, and everything before it, was written.
     Closed,
@@ -286,7 +286,7 @@ impl Hub {
     #[cold]
     fn visit_later(&mut self, idx: u32) -> Visit {
         let seat = &self.seats[idx as usize];
-        let over = seat.is(LAGGING) && !seat.is(CLOSING | HELD) && self.was_over_bound(idx);
+        let over = seat.is(LAGGING | HELD) && !seat.is(CLOSING) && self.was_over_bound(idx);
         if let Some(cohort) =
             self.cohorts.cohorts.get_mut(seat.cohort as usize).filter(|_| seat.is(TAKEN))
         {

@@ -71,7 +71,11 @@ pub struct Dial {
 
 impl Dial {
     pub fn new(hub: &Hub, path: &str) -> Self {
-        Self { addr: hub.addr, path: path.to_owned(), headers: Vec::new(), rcvbuf: None }
+        Self::new_at(hub.addr, path)
+    }
+
+    pub fn new_at(addr: SocketAddr, path: &str) -> Self {
+        Self { addr, path: path.to_owned(), headers: Vec::new(), rcvbuf: None }
     }
 
     /// Through a proxy.

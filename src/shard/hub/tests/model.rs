@@ -281,10 +281,11 @@ impl Model {
     pub fn visit_later(&mut self, idx: u32) -> Option<Visit> {
         let bound = self.bound;
         let Some(client) = self.client_at(idx) else { return Some(Visit::Waiting) };
-        if client.lagging && !client.closing && client.queued_bytes_before() > bound {
+        let waits = client.lagging || client.fd.is_none();
+        if waits && !client.closing && client.queued_bytes_before() > bound {
             return Some(Visit::OverBound);
         }
-        (client.lagging || client.fd.is_none()).then_some(Visit::Waiting)
+        waits.then_some(Visit::Waiting)
     }
 
     /// What a visit returns that wrote these bytes.
