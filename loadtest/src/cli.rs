@@ -11,6 +11,7 @@ use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis};
 use crate::server::{Start, Target};
+use crate::storm::StormArgs;
 
 #[derive(Parser)]
 #[command(
@@ -40,6 +41,13 @@ pub enum Command {
     Slow(SlowArgs),
     /// Clients come and go in every way: does anything stay behind?
     Churn(ChurnArgs),
+    /// Everybody drops and comes back at once, again and again
+    #[command(
+        mut_arg("rate", |arg| arg.default_value("50")),
+        mut_arg("seconds", |arg| arg.hide(true)),
+        mut_arg("warm_up", |arg| arg.hide(true))
+    )]
+    Storm(StormArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -257,7 +265,7 @@ pub struct LoadArgs {
     pub connect_timeout: f64,
 }
 
-fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
+pub fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
     if (0.0..86_400.0).contains(&seconds) {
         Ok(())
     } else {

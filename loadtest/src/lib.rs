@@ -4,12 +4,12 @@
 //!  publisher thread                                         subscribers' thread (one epoll)
 //!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
 //! ```
-//! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers)
-//! and `churn` (come and go); under them `measure` (one measurement: warm-up, window, drain),
+//! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
+//! `churn` (come and go) and `storm` (all drop and come back at once); under them `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
-//! here, or running already), `process` (what /proc says), `report`, `clock`.
+//! here, or running already), `process` (what /proc says), `timeline` (samples), `report`, `clock`.
 //!
 //! **Invariant:** latency counts from the time a publication was *intended* to be sent.
 //! **Invariant:** nothing a server does wrong ends the harness; it is counted and reported.
@@ -31,3 +31,5 @@ pub mod report;
 pub mod run;
 pub mod server;
 pub mod slow;
+pub mod storm;
+pub mod timeline;

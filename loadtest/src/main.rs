@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::Run(args) => loadtest::run::command(&args, &command_line),
         Command::Slow(args) => loadtest::slow::command(&args, &command_line),
         Command::Churn(args) => loadtest::churn::command(&args, &command_line),
+        Command::Storm(args) => loadtest::storm::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
     };
     match outcome {

@@ -12,7 +12,7 @@ use crate::clock::seconds;
 use crate::measure::{GroupMeasured, Measured};
 
 /// Above this share of a core the client may be what was measured.
-const BUSY_SHARE: f64 = 0.9;
+pub const BUSY_SHARE: f64 = 0.9;
 /// A publisher this late adds to what is measured, microseconds.
 const LATE_US: u64 = 2_000;
 

@@ -13,6 +13,7 @@ use crate::process::{self, Memory};
 use crate::publish::PublisherName;
 use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
 use crate::server::Target;
+use crate::timeline::Looks;
 
 /// Descriptors besides those of the connections.
 const OTHER_FDS: usize = 64;
@@ -127,6 +128,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
     Spec {
         run: run_id(),
         payload_bytes: load.size,
+        n_channels: load.channels,
         load: match load.burst {
             Some(n_publications) => Load::Burst { n_publications },
             None => Load::Steady {
@@ -137,6 +139,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
         },
         drain_ns: ns(load.drain),
         label: label.to_owned(),
+        looks: Looks::over(ns(load.seconds)),
     }
 }
 

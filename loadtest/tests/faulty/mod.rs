@@ -6,6 +6,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -30,10 +32,15 @@ pub enum Fault {
     Cut,
     /// The API says no, and delivers nothing.
     Refuse,
+    /// An upgrade gets a 503, after the first [`CALM`] of them.
+    TurnAway,
 }
 
 /// Goes wrong at every so-manieth publication.
 pub const EVERY: usize = 10;
+/// So many upgrades go well at first.
+#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
+pub const CALM: usize = 20;
 
 struct Subscriber {
     stream: TcpStream,
@@ -51,10 +58,11 @@ pub fn start(fault: Fault) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let (sender, events) = sync_channel(1000);
     thread::spawn(move || deliver(&events, fault));
+    let n_upgrades = Arc::new(AtomicUsize::new(0));
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let sender = sender.clone();
-            thread::spawn(move || serve(stream, &sender, fault));
+            let (sender, n_upgrades) = (sender.clone(), n_upgrades.clone());
+            thread::spawn(move || serve(stream, &sender, fault, &n_upgrades));
         }
     });
     address
@@ -140,7 +148,12 @@ impl Subscriber {
     }
 }
 
-fn serve(mut stream: TcpStream, sender: &SyncSender<Event>, fault: Fault) -> Option<()> {
+fn serve(
+    mut stream: TcpStream,
+    sender: &SyncSender<Event>,
+    fault: Fault,
+    n_upgrades: &AtomicUsize,
+) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut n_published = 0;
     loop {
@@ -155,6 +168,10 @@ fn serve(mut stream: TcpStream, sender: &SyncSender<Event>, fault: Fault) -> Opt
         }
         let path = lines[0].split(' ').nth(1)?.to_owned();
         if path != "/api/publish" {
+            let nth = n_upgrades.fetch_add(1, Ordering::Relaxed);
+            if fault == Fault::TurnAway && nth >= CALM && nth % EVERY == EVERY / 2 {
+                return stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").ok();
+            }
             return upgrade(stream, reader, &path, sender);
         }
         let length = lines.iter().find_map(|line| line.strip_prefix("Content-Length: "))?;
