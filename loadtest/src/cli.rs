@@ -12,6 +12,7 @@ use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis};
 use crate::server::{Start, Target};
 use crate::storm::StormArgs;
+use crate::sweep::SweepArgs;
 
 #[derive(Parser)]
 #[command(
@@ -48,6 +49,8 @@ pub enum Command {
         mut_arg("warm_up", |arg| arg.hide(true))
     )]
     Storm(StormArgs),
+    /// A fresh server for each of many settings: how many shards, which write delay?
+    Sweep(SweepArgs),
 }
 
 #[derive(Args, Clone, Debug)]

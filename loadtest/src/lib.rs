@@ -5,7 +5,8 @@
 //!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
-//! `churn` (come and go) and `storm` (all drop and come back at once); under them `measure` (one measurement: warm-up, window, drain),
+//! `churn` (come and go), `storm` (all drop and come back at once) and `sweep` (one load, many
+//! settings); under them `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
@@ -32,4 +33,5 @@ pub mod run;
 pub mod server;
 pub mod slow;
 pub mod storm;
+pub mod sweep;
 pub mod timeline;

@@ -137,7 +137,8 @@ fn ends(fleet: &Fleet, group: usize) -> Ends {
     }
 }
 
-fn is_within(without_ms: f64, with_ms: f64) -> bool {
+/// Whether the second of two p99 is about as good.
+pub fn is_within(without_ms: f64, with_ms: f64) -> bool {
     with_ms <= without_ms * P99_RATIO_MAX || with_ms <= without_ms + P99_MORE_MS_MAX
 }
 

@@ -2,14 +2,15 @@
 //!
 //! One thread a connection, one thread that owns the subscribers. WebSockets at `/ws?channel=…`
 //! (raw) and `/connection/websocket` (Centrifuge, the channels from its subscribes), publications by
-//! `POST /api/publish`.
+//! `POST /api/publish`; `/ready` says yes.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -34,7 +35,11 @@ pub enum Fault {
     Refuse,
     /// An upgrade gets a 503, after the first [`CALM`] of them.
     TurnAway,
+    /// Each publication waits for [`DAWDLE`] first.
+    Dawdle,
 }
+
+pub const DAWDLE: Duration = Duration::from_millis(5);
 
 /// Goes wrong at every so-manieth publication.
 pub const EVERY: usize = 10;
@@ -56,6 +61,11 @@ enum Event {
 pub fn start(fault: Fault) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    start_on(listener, fault);
+    address
+}
+
+pub fn start_on(listener: TcpListener, fault: Fault) -> JoinHandle<()> {
     let (sender, events) = sync_channel(1000);
     thread::spawn(move || deliver(&events, fault));
     let n_upgrades = Arc::new(AtomicUsize::new(0));
@@ -64,8 +74,7 @@ pub fn start(fault: Fault) -> SocketAddr {
             let (sender, n_upgrades) = (sender.clone(), n_upgrades.clone());
             thread::spawn(move || serve(stream, &sender, fault, &n_upgrades));
         }
-    });
-    address
+    })
 }
 
 fn deliver(events: &Receiver<Event>, fault: Fault) {
@@ -81,6 +90,9 @@ fn deliver(events: &Receiver<Event>, fault: Fault) {
             Event::Published { channel, payload } => (channel, payload),
         };
         n_published += 1;
+        if fault == Fault::Dawdle {
+            thread::sleep(DAWDLE);
+        }
         let is_wrong = n_published % EVERY == EVERY / 2;
         let mut send = |payload: &[u8]| {
             for subscriber in &mut subscribers {
@@ -167,6 +179,9 @@ fn serve(
             lines.push(line.trim().to_owned());
         }
         let path = lines[0].split(' ').nth(1)?.to_owned();
+        if path == "/ready" {
+            return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok();
+        }
         if path != "/api/publish" {
             let nth = n_upgrades.fetch_add(1, Ordering::Relaxed);
             if fault == Fault::TurnAway && nth >= CALM && nth % EVERY == EVERY / 2 {
