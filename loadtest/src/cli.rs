@@ -11,6 +11,7 @@ use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis};
 use crate::server::{Start, Target};
+use crate::soak::SoakArgs;
 use crate::storm::StormArgs;
 use crate::sweep::SweepArgs;
 
@@ -51,6 +52,9 @@ pub enum Command {
     Storm(StormArgs),
     /// A fresh server for each of many settings: how many shards, which write delay?
     Sweep(SweepArgs),
+    /// A run of hours: does anything grow?
+    #[command(mut_arg("seconds", |arg| arg.default_value("3600")))]
+    Soak(SoakArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -331,6 +335,13 @@ impl LoadArgs {
                 bail!("{flag}: above 0");
             }
         }
+        let seconds = self.warm_up + self.seconds;
+        if seconds > payload::RUN_S_MAX {
+            bail!("--seconds: at most {} with the warm-up", payload::RUN_S_MAX);
+        }
+        if self.rate * seconds / self.channels as f64 >= f64::from(u32::MAX) {
+            bail!("--rate, --seconds: publications of a channel are numbered in 32 bits");
+        }
         let waits = [
             ("--warm-up", self.warm_up),
             ("--drain", self.drain),
@@ -424,6 +435,8 @@ mod tests {
             &["--rate", "0"],
             &["--rate", "NaN"],
             &["--drain", "inf"],
+            &["--seconds", "300000"],
+            &["--seconds", "100000", "--rate", "50000"],
         ];
         for args in bad {
             assert!(load(args).check().is_err(), "{args:?}");

@@ -5,8 +5,8 @@
 //!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
-//! `churn` (come and go), `storm` (all drop and come back at once) and `sweep` (one load, many
-//! settings); under them `measure` (one measurement: warm-up, window, drain),
+//! `churn` (come and go), `storm` (all drop and come back at once), `sweep` (one load, many
+//! settings) and `soak` (hours); under them `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
@@ -32,6 +32,7 @@ pub mod report;
 pub mod run;
 pub mod server;
 pub mod slow;
+pub mod soak;
 pub mod storm;
 pub mod sweep;
 pub mod timeline;

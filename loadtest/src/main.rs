@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => loadtest::churn::command(&args, &command_line),
         Command::Storm(args) => loadtest::storm::command(&args, &command_line),
         Command::Sweep(args) => loadtest::sweep::command(&args, &command_line),
+        Command::Soak(args) => loadtest::soak::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
     };
     match outcome {

@@ -1,6 +1,5 @@
 //! Promise: a storm counts who came back, how often it failed, and what those who stayed missed.
 
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 mod faulty;
 
 use clap::Parser as _;

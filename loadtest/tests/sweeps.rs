@@ -4,7 +4,6 @@
 //! This binary is its own server: started with `HUB_LISTEN` it is faulty, in a way that depends on
 //! the settings.
 
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 mod faulty;
 
 use std::net::TcpListener;

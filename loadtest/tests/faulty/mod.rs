@@ -4,6 +4,9 @@
 //! (raw) and `/connection/websocket` (Centrifuge, the channels from its subscribes), publications by
 //! `POST /api/publish`; `/ready` says yes.
 
+#![allow(dead_code, reason = "each test file goes wrong in its own ways")]
+
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -37,6 +40,10 @@ pub enum Fault {
     TurnAway,
     /// Each publication waits for [`DAWDLE`] first.
     Dawdle,
+    /// Each leaves a descriptor behind.
+    KeepFiles,
+    /// Each leaves 64 KiB behind.
+    KeepMemory,
 }
 
 pub const DAWDLE: Duration = Duration::from_millis(5);
@@ -44,7 +51,6 @@ pub const DAWDLE: Duration = Duration::from_millis(5);
 /// Goes wrong at every so-manieth publication.
 pub const EVERY: usize = 10;
 /// So many upgrades go well at first.
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 pub const CALM: usize = 20;
 
 struct Subscriber {
@@ -90,8 +96,11 @@ fn deliver(events: &Receiver<Event>, fault: Fault) {
             Event::Published { channel, payload } => (channel, payload),
         };
         n_published += 1;
-        if fault == Fault::Dawdle {
-            thread::sleep(DAWDLE);
+        match fault {
+            Fault::Dawdle => thread::sleep(DAWDLE),
+            Fault::KeepFiles => std::mem::forget(File::open("/dev/null")),
+            Fault::KeepMemory => std::mem::forget(vec![n_published as u8 | 1; 64 << 10]),
+            _ => {}
         }
         let is_wrong = n_published % EVERY == EVERY / 2;
         let mut send = |payload: &[u8]| {
