@@ -10,6 +10,7 @@ use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis};
+use crate::report::OutputArgs;
 use crate::server::{Start, Target};
 use crate::soak::SoakArgs;
 use crate::storm::StormArgs;
@@ -63,9 +64,8 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -125,9 +125,8 @@ pub struct SlowArgs {
     /// Of runs without and with them
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub pairs: usize,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 impl SlowArgs {

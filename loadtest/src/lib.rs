@@ -10,7 +10,8 @@
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
-//! here, or running already), `process` (what /proc says), `timeline` (samples), `report`, `clock`.
+//! here, or running already), `process` (what /proc says), `timeline` (samples), `report`, `html`,
+//! `clock`.
 //!
 //! **Invariant:** latency counts from the time a publication was *intended* to be sent.
 //! **Invariant:** nothing a server does wrong ends the harness; it is counted and reported.
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod clock;
 pub mod fleet;
 pub mod frame;
+pub mod html;
 pub mod measure;
 pub mod payload;
 pub mod process;

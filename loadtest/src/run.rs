@@ -8,12 +8,13 @@ use crate::checker::Expected;
 use crate::cli::{self, LoadArgs, RunArgs};
 use crate::clock::{SECOND_NS, seconds};
 use crate::fleet::{Fleet, Pace, Plan, Shared};
+use crate::html::Page;
 use crate::measure::{self, Load, Measured, Spec};
 use crate::process::{self, Memory};
 use crate::publish::PublisherName;
-use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, word};
 use crate::server::Target;
-use crate::timeline::Looks;
+use crate::timeline::{self, Looks, Sample};
 
 /// Descriptors besides those of the connections.
 const OTHER_FDS: usize = 64;
@@ -26,6 +27,7 @@ pub struct RunReport {
     pub subscribers: GroupReport,
     pub server: ServerReport,
     pub client: ClientReport,
+    pub timeline: Vec<Sample>,
 }
 
 /// How the connections came to be.
@@ -49,21 +51,8 @@ pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> 
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
     let report = run(&args.load, &target, &args.target.redis_prefix, command_line)?;
-    let mut table = Table::default();
-    table.row(
-        "connected",
-        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
-    );
-    table.group(&report.subscribers);
-    table.server(&report.server);
-    if report.connecting.server_anon_bytes_each > 0 {
-        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
-    }
-    table.client(&report.client);
-    table.print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    table(&report).print();
+    args.output.write(&report, page)?;
     Ok(report.is_good())
 }
 
@@ -96,7 +85,32 @@ fn report(
         subscribers: GroupReport::of(&measured.groups[0]),
         server: ServerReport::of(measured),
         client: ClientReport::of(measured, load.burst.is_some()),
+        timeline: measured.timeline.clone(),
     }
+}
+
+fn table(report: &RunReport) -> Table {
+    let mut table = Table::default();
+    table.row(
+        "connected",
+        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
+    );
+    table.group(&report.subscribers);
+    table.server(&report.server);
+    if report.connecting.server_anon_bytes_each > 0 {
+        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
+    }
+    table.client(&report.client);
+    table
+}
+
+fn page(report: &RunReport) -> Page {
+    let mut page = Page::new("run", word(report.is_good()), &report.environment);
+    page.table(&table(report));
+    page.plots(&[curves(&[("", &report.subscribers)])]);
+    page.heading("Over time");
+    page.plots(&timeline::plots(&report.timeline));
+    page
 }
 
 /// As many connections as asked for, all alike.

@@ -4,8 +4,6 @@
 //! descriptors, CPU. In the end the medians of the first quarter of all looks are held against those
 //! of the last: what grows by more than an allocator's noise will not stop by itself.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
@@ -14,15 +12,16 @@ use crate::churn;
 use crate::cli::{LoadArgs, TargetArgs};
 use crate::clock::SECOND_NS;
 use crate::fleet::Fleet;
+use crate::html::Page;
 use crate::measure::{self, Measured};
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
-    ClientReport, Environment, GroupReport, ServerReport, Table, median, write_json,
+    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, curves, median, word,
 };
 use crate::run::{self, Connecting};
 use crate::slow::is_within;
-use crate::timeline::{Depth, Looks, Sample};
+use crate::timeline::{self, Depth, Looks, Sample};
 
 const OTHER_FDS: usize = 64;
 /// So that a quarter is more than a look or two.
@@ -39,9 +38,8 @@ pub struct SoakArgs {
     /// Between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub every: f64,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 impl SoakArgs {
@@ -136,9 +134,7 @@ pub fn command(args: &SoakArgs, command_line: &[String]) -> anyhow::Result<bool>
     let measured = measure::measure(&mut fleet, &target.pids, publisher, &spec)?;
     let report = report(args, connecting, measured, command_line);
     table(&report).print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    args.output.write(&report, page)?;
     Ok(report.passed)
 }
 
@@ -183,9 +179,16 @@ fn table(report: &SoakReport) -> Table {
     change("p99, ms", 1.0, growth.p99_ms, Some(growth.is_p99_steady()));
     change("server CPU, % of a core", 1e-2, growth.server_cpu_share, None);
     change("deliveries a second", 1.0, growth.deliveries_per_s, None);
-    table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
-        "nothing lost, nobody cut; memory, descriptors and p99 steady",
-    );
+    table.row(word(report.passed), "nothing lost, nobody cut; memory, descriptors and p99 steady");
     table
+}
+
+fn page(report: &SoakReport) -> Page {
+    let mut page = Page::new("soak", word(report.passed), &report.environment);
+    page.table(&table(report));
+    page.heading("Over time");
+    page.plots(&timeline::plots(&report.timeline));
+    page.heading("Over all");
+    page.plots(&[curves(&[("", &report.subscribers)])]);
+    page
 }

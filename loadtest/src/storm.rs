@@ -7,7 +7,6 @@
 //! what it takes to clear the old sessions away is in them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
@@ -16,14 +15,17 @@ use serde::Serialize;
 use crate::cli::{LoadArgs, TargetArgs, check_wait};
 use crate::clock::{MS_NS, SECOND_NS, now_ns, seconds, thread_cpu_ns};
 use crate::fleet::{Fleet, Plan};
+use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure::{Load, Traffic};
 use crate::process::{self, Cpu};
 use crate::publish::PublisherName;
 use crate::report::{
-    BUSY_SHARE, ClientReport, Environment, GroupReport, Latency, Table, median, write_json,
+    BUSY_SHARE, ClientReport, Environment, GroupReport, Latency, OutputArgs, Table, curves, median,
+    word,
 };
 use crate::run::{self, Connecting};
 use crate::server::Target;
+use crate::timeline::{self, Sample};
 
 const OTHER_FDS: usize = 64;
 /// The groups of the fleet.
@@ -58,9 +60,8 @@ pub struct StormArgs {
     /// Those who return are subscribed to what is published, too
     #[arg(long)]
     pub traffic_for_all: bool,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 impl StormArgs {
@@ -94,6 +95,7 @@ pub struct StormReport {
     /// What those who came back received wrongly; what they missed meanwhile is nobody's fault.
     pub returning: Faults,
     pub client: ClientReport,
+    pub timeline: Vec<Sample>,
     pub passed: bool,
 }
 
@@ -113,8 +115,14 @@ pub struct Round {
     pub opening_ms: Latency,
     /// Attempts that failed, and sessions that ended afterwards, by kind.
     pub failures: BTreeMap<String, u64>,
-    /// Seconds since the drop, and how many were back.
-    pub curve: Vec<(f64, u64)>,
+    pub curve: Vec<BackPoint>,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq, Serialize)]
+pub struct BackPoint {
+    /// Since the drop.
+    pub at_s: f64,
+    pub back: u64,
 }
 
 impl Round {
@@ -137,9 +145,7 @@ pub fn command(args: &StormArgs, command_line: &[String]) -> anyhow::Result<bool
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
     let report = storm(args, &target, command_line)?;
     table(&report).print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    args.output.write(&report, page)?;
     Ok(report.passed)
 }
 
@@ -200,6 +206,7 @@ fn storm(
         staying,
         returning,
         client,
+        timeline: measured.timeline,
     })
 }
 
@@ -235,7 +242,7 @@ fn round(
     let deadline_ns = start_ns + (args.load.connect_timeout * SECOND_NS as f64) as u64;
     fleet.hang_up(RETURNING);
     fleet.redial(RETURNING, args.dials_per_second);
-    let mut curve = vec![(0.0, 0)];
+    let mut curve = vec![BackPoint { at_s: 0.0, back: 0 }];
     let (mut next_point_ns, mut next_retry_ns) = (start_ns + POINT_NS, start_ns + RETRY_NS);
     let end_ns = loop {
         traffic.turn(fleet)?;
@@ -244,7 +251,7 @@ fn round(
         let is_over = back == dropped || now >= deadline_ns;
         if (now >= next_point_ns && curve.len() < POINTS_MAX) || is_over {
             next_point_ns = now + POINT_NS;
-            curve.push((seconds(now - start_ns), back));
+            curve.push(BackPoint { at_s: seconds(now - start_ns), back });
         }
         if is_over {
             break now;
@@ -321,8 +328,27 @@ fn table(report: &StormReport) -> Table {
         ),
     );
     table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
+        word(report.passed),
         "everybody back, no attempt failed, nothing lost by those who stayed",
     );
     table
+}
+
+fn page(report: &StormReport) -> Page {
+    let mut page = Page::new("storm", word(report.passed), &report.environment);
+    page.table(&table(report));
+    let curves_of = |plot: Plot, (nth, round): (usize, &Round)| {
+        let points = round.curve.iter().map(|it| (it.at_s, it.back as f64)).collect();
+        plot.with(&format!("round {}", nth + 1), points)
+    };
+    let back = Plot::new(
+        "Back after the drop",
+        Axis::new("seconds", Scale::Linear),
+        Axis::new("clients", Scale::Linear),
+    );
+    let back = report.rounds.iter().enumerate().fold(back, curves_of);
+    page.plots(&[back, curves(&[("those who stayed", &report.staying)])]);
+    page.heading("Those who stayed, over time");
+    page.plots(&timeline::plots(&report.timeline));
+    page
 }

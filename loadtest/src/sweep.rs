@@ -4,17 +4,16 @@
 //! A cell is one combination. Each run of a cell has a fresh server and fresh connections; rounds go
 //! over all cells, so that a machine that drifts does so for all of them.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::{LoadArgs, TargetArgs};
+use crate::html::{Axis, Page, Plot, Scale};
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
-    ClientReport, Environment, GroupReport, ServerReport, Table, median, write_json,
+    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, median, word,
 };
 use crate::run::{self, Connecting, RunReport};
 use crate::slow::is_within;
@@ -44,9 +43,8 @@ pub struct SweepArgs {
     /// Runs of each cell; the table has the medians
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub rounds: usize,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// One combination.
@@ -199,9 +197,7 @@ pub fn command(args: &SweepArgs, command_line: &[String]) -> anyhow::Result<bool
         cells,
     };
     table(&report).print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    args.output.write(&report, page)?;
     Ok(report.passed)
 }
 
@@ -261,37 +257,50 @@ fn picks(cells: &[Cell]) -> Vec<Pick> {
     picks
 }
 
+/// What is wrong with a cell's figures.
+fn remarks(cell: &Cell) -> String {
+    let mut remarks = Vec::new();
+    if cell.summary.is_client_bound {
+        remarks.push("CLIENT IS THE BOTTLENECK");
+    }
+    match cell.errors.first() {
+        Some(error) => remarks.push(error),
+        None if !cell.summary.is_good => remarks.push("FAILED"),
+        None => {}
+    }
+    remarks.join("; ")
+}
+
 fn table(report: &SweepReport) -> Table {
     let mut table = Table::default();
     table.row(
         "shards delay  conn.  rate/s",
         "    p50      p99 ms   deliv./s  per CPU-s  CPU %     lost",
     );
-    for Cell { setting, errors, summary, .. } in &report.cells {
+    for cell in &report.cells {
+        let Cell { setting, summary, .. } = cell;
         let Setting { shards, write_delay, connections, rate } = setting;
-        let mut remarks = String::new();
-        if summary.is_client_bound {
-            remarks.push_str("  CLIENT IS THE BOTTLENECK");
-        }
-        if let Some(error) = errors.first() {
-            remarks = format!("{remarks}  {error}");
-        } else if !summary.is_good {
-            remarks.push_str("  FAILED");
-        }
         table.row(
             &format!("{shards:>6} {write_delay:>5} {connections:>6} {rate:>7}"),
             format!(
-                "{:>7.2}  {:>7.2} {:>11.0} {:>10.0} {:>6.0} {:>8}{remarks}",
+                "{:>7.2}  {:>7.2} {:>11.0} {:>10.0} {:>6.0} {:>8}  {}",
                 summary.p50_ms,
                 summary.p99_ms,
                 summary.deliveries_per_s,
                 summary.deliveries_per_cpu_s,
                 summary.server_cpu_share * 1e2,
-                summary.lost
+                summary.lost,
+                remarks(cell)
             ),
         );
     }
-    for Pick { setting, p99_ms, best_p99_ms } in &report.picks {
+    pick_rows(&mut table, &report.picks);
+    table.row(word(report.passed), "nothing lost, nobody cut, in any cell");
+    table
+}
+
+fn pick_rows(table: &mut Table, picks: &[Pick]) {
+    for Pick { setting, p99_ms, best_p99_ms } in picks {
         let Setting { shards, write_delay, connections, rate } = setting;
         table.row(
             &format!("HUB_SHARDS={shards}"),
@@ -301,11 +310,113 @@ fn table(report: &SweepReport) -> Table {
             ),
         );
     }
-    table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
-        "nothing lost, nobody cut, in any cell",
+}
+
+/// A dimension of the sweep, and how it names a setting's value.
+struct Dimension {
+    label: &'static str,
+    name: fn(&Setting) -> String,
+}
+
+/// On a scale where a factor is a distance.
+const MS: &str = "ms";
+
+const DIMENSIONS: [Dimension; 4] = [
+    Dimension { label: "publications a second", name: |it| it.rate.to_string() },
+    Dimension { label: "connections", name: |it| it.connections.to_string() },
+    Dimension { label: "shards", name: |it| it.shards.to_string() },
+    Dimension { label: "write delay", name: |it| it.write_delay.clone() },
+];
+
+impl Dimension {
+    /// Each once, in the sweep's order.
+    fn values(&self, cells: &[Cell]) -> Vec<String> {
+        let mut values = Vec::new();
+        for cell in cells {
+            let value = (self.name)(&cell.setting);
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        values
+    }
+}
+
+/// The dimension with the most values is the x axis, each combination of the others a line.
+fn plot(cells: &[Cell], title: &str, unit: &str, value: fn(&Summary) -> f64) -> Plot {
+    let n_values = |idx: &usize| DIMENSIONS[*idx].values(cells).len();
+    let x = (0..DIMENSIONS.len()).rev().max_by_key(n_values).unwrap_or(0);
+    let names = DIMENSIONS[x].values(cells);
+    let line = |cell: &Cell| -> String {
+        let others = (0..DIMENSIONS.len()).filter(|idx| *idx != x && n_values(idx) > 1);
+        let name = |idx: usize| {
+            format!("{} {}", DIMENSIONS[idx].label, (DIMENSIONS[idx].name)(&cell.setting))
+        };
+        others.map(name).collect::<Vec<_>>().join(", ")
+    };
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    for cell in cells.iter().filter(|cell| !cell.runs.is_empty()) {
+        let value_name = (DIMENSIONS[x].name)(&cell.setting);
+        let at = names.iter().position(|name| *name == value_name).unwrap_or(0) as f64;
+        let point = (at, value(&cell.summary));
+        let name = line(cell);
+        match lines.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, points)) => points.push(point),
+            None => lines.push((name, vec![point])),
+        }
+    }
+    let axis = Axis::new(DIMENSIONS[x].label, Scale::Names(names));
+    let scale = if unit == MS { Scale::Log } else { Scale::Linear };
+    let plot = Plot::new(title, axis, Axis::new(unit, scale));
+    lines.into_iter().fold(plot, |plot, (name, points)| plot.with(&name, points))
+}
+
+fn page(report: &SweepReport) -> Page {
+    let mut page = Page::new("sweep", word(report.passed), &report.environment);
+    let row = |cell: &Cell| {
+        let Cell { setting, summary, .. } = cell;
+        vec![
+            remarks(cell),
+            setting.shards.to_string(),
+            setting.write_delay.clone(),
+            setting.connections.to_string(),
+            setting.rate.to_string(),
+            format!("{:.2}", summary.p50_ms),
+            format!("{:.2}", summary.p99_ms),
+            format!("{:.0}", summary.deliveries_per_s),
+            format!("{:.0}", summary.deliveries_per_cpu_s),
+            format!("{:.0}", summary.server_cpu_share * 1e2),
+            summary.lost.to_string(),
+        ]
+    };
+    let mut picks = Table::default();
+    pick_rows(&mut picks, &report.picks);
+    page.table(&picks);
+    let cells = &report.cells;
+    page.plots(&[
+        plot(cells, "p99", MS, |it| it.p99_ms),
+        plot(cells, "p50", MS, |it| it.p50_ms),
+        plot(cells, "Deliveries per server CPU-second", "", |it| it.deliveries_per_cpu_s),
+        plot(cells, "Server CPU", "% of a core", |it| it.server_cpu_share * 1e2),
+    ]);
+    page.heading("All cells");
+    page.grid(
+        &[
+            "",
+            "shards",
+            "delay",
+            "connections",
+            "rate/s",
+            "p50 ms",
+            "p99 ms",
+            "deliveries/s",
+            "per CPU-second",
+            "CPU %",
+            "lost",
+        ],
+        &cells.iter().map(row).collect::<Vec<_>>(),
     );
-    table
+    page
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::checker::histogram;
 use crate::clock::{MS_NS, SECOND_NS, seconds};
 use crate::fleet::{Fleet, Group};
+use crate::html::{Axis, Plot, Scale};
 use crate::process::{self, Cpu, Memory};
 use crate::report::Latency;
 
@@ -152,6 +153,43 @@ impl Timeline {
     pub fn take_samples(&mut self) -> Vec<Sample> {
         std::mem::take(&mut self.samples)
     }
+}
+
+/// The samples over time. One sample alone makes no line.
+pub fn plots(samples: &[Sample]) -> Vec<Plot> {
+    if samples.len() < 2 {
+        return Vec::new();
+    }
+    let plot = |title: &str, unit: &str| {
+        Plot::new(title, Axis::new("seconds", Scale::Linear), Axis::new(unit, Scale::Linear))
+    };
+    let line = |value: fn(&Sample) -> Option<f64>| -> Vec<(f64, f64)> {
+        samples.iter().filter_map(|it| Some((it.at_s, value(it)?))).collect()
+    };
+    vec![
+        Plot::new(
+            "Latency over time",
+            Axis::new("seconds", Scale::Linear),
+            Axis::new("ms", Scale::Log),
+        )
+        .with("p50", line(|it| Some(it.latency_ms.p50)))
+        .with("p99", line(|it| Some(it.latency_ms.p99)))
+        .with("max", line(|it| Some(it.latency_ms.max))),
+        plot("Deliveries", "a second").with("", line(|it| Some(it.deliveries_per_s))),
+        plot("Publications", "a second").with("", line(|it| Some(it.publications_per_s))),
+        plot("Server memory", "MB")
+            .with("RSS", line(|it| known(it.memory.rss)))
+            .with("RssAnon", line(|it| known(it.memory.anon))),
+        plot("Server CPU", "% of a core")
+            .with("", line(|it| known(it.memory.rss).map(|_| it.server_cpu_share * 1e2))),
+        plot("Server descriptors", "open").with("", line(|it| it.fds.map(|n| n as f64))),
+        plot("Lost so far", "deliveries").with("", line(|it| it.lost.map(|n| n as f64))),
+    ]
+}
+
+/// In megabytes; 0 is a server whose process is unknown.
+fn known(bytes: u64) -> Option<f64> {
+    (bytes > 0).then_some(bytes as f64 / 1e6)
 }
 
 fn since(now: &Histogram<u64>, before: &Histogram<u64>) -> Histogram<u64> {

@@ -38,7 +38,7 @@ fn everybody_comes_back_and_who_stays_gets_everything() {
             assert_eq!([&round["dropped"], &round["back"]], [RETURN, RETURN], "{round:#}");
             assert_eq!(round["opening_ms"]["n"], RETURN, "{round:#}");
             let curve = round["curve"].as_array().unwrap();
-            assert_eq!(curve.last().unwrap()[1], RETURN, "{round:#}");
+            assert_eq!(curve.last().unwrap()["back"], RETURN, "{round:#}");
         }
         let staying = &report["staying"];
         assert_eq!([&staying["connections"], &staying["lost"]], [STAY, 0], "{staying:#}");

@@ -46,12 +46,14 @@ fn parse(args: &str) -> anyhow::Result<loadtest::sweep::SweepArgs> {
 
 fn each_cell_has_its_server() {
     let json = tempfile::NamedTempFile::new().unwrap();
+    let html = tempfile::NamedTempFile::new().unwrap();
     let args = parse(&format!(
-        "--server {} --json {} --shards 1,2,3 --write-delays 0,5ms --connection-counts 4 --rates \
+        "--server {} --json {} --html {} --shards 1,2,3 --write-delays 0,5ms --connection-counts 4 --rates \
          40,100 --rounds 2 --publisher http --http-connections 1 --warm-up 0.1 --seconds 0.4 \
          --settle 0 --drain 0.2",
         std::env::current_exe().unwrap().display(),
-        json.path().display()
+        json.path().display(),
+        html.path().display()
     ));
     assert!(!loadtest::sweep::command(&args.unwrap(), &[]).unwrap());
     let report: Value = serde_json::from_reader(json).unwrap();
@@ -73,6 +75,13 @@ fn each_cell_has_its_server() {
         assert!(is_slow || setting["write_delay"] == "0" || shards == 2, "{cell:#}");
         assert_eq!(cell["runs"][0]["subscribers"]["connections"], 4);
     }
+    // Shards have the most values, so they are the x axis of each plot; a line for each of two rates
+    // with each of two delays, where three shards have no point.
+    let page = std::fs::read_to_string(html.path()).unwrap();
+    assert_eq!(page.matches("<svg").count(), 4, "{page}");
+    assert_eq!(page.matches("<polyline").count(), 4 * 4, "{page}");
+    assert_eq!(page.matches("<circle").count(), 4 * 4 * 2, "{page}");
+    assert_eq!(page.matches("the server ended at once").count(), 4, "{page}");
     assert!(report["picks"].as_array().unwrap().is_empty(), "one candidate is no choice");
 }
 

@@ -34,6 +34,8 @@ pub enum Fault {
     Leak,
     /// The last subscriber is closed with 3008.
     Cut,
+    /// With a reason that is HTML.
+    CutRudely,
     /// The API says no, and delivers nothing.
     Refuse,
     /// An upgrade gets a 503, after the first [`CALM`] of them.
@@ -128,10 +130,12 @@ fn deliver(events: &Receiver<Event>, fault: Fault) {
                 last.channels.dedup();
                 subscribers.push(last);
             }
-            Fault::Cut => {
+            Fault::Cut | Fault::CutRudely => {
                 send(&payload);
+                let is_rude = fault == Fault::CutRudely;
+                let reason = if is_rude { "<img src=x onerror=alert(1)>" } else { "slow" };
                 if let Some(mut last) = subscribers.pop() {
-                    last.send(8, b"\x0b\xc0slow");
+                    last.send(8, &[b"\x0b\xc0", reason.as_bytes()].concat());
                 }
             }
             _ => send(&payload),
