@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
-use crate::publish::{Http, Publisher, PublisherName, Redis};
+use crate::publish::{Http, Publisher, PublisherName, Redis, WebSocket, WebSocketArgs};
 use crate::report::OutputArgs;
 use crate::server::{Start, Target};
 use crate::soak::SoakArgs;
@@ -248,6 +248,8 @@ pub struct LoadArgs {
     /// Requests in flight on each of them
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub http_in_flight: usize,
+    #[command(flatten)]
+    pub websocket: WebSocketArgs,
     /// Load before the window, not measured
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub warm_up: f64,
@@ -341,6 +343,9 @@ impl LoadArgs {
         if self.rate * seconds / self.channels as f64 >= f64::from(u32::MAX) {
             bail!("--rate, --seconds: publications of a channel are numbered in 32 bits");
         }
+        if self.publisher == PublisherName::WebSocket {
+            self.websocket.check()?;
+        }
         let waits = [
             ("--warm-up", self.warm_up),
             ("--drain", self.drain),
@@ -393,6 +398,9 @@ impl LoadArgs {
                 let address = target.redis.context("no Redis to publish to")?;
                 Box::new(Redis::connect(address, redis_prefix)?)
             }
+            PublisherName::WebSocket => {
+                Box::new(WebSocket::connect(target.address, &self.websocket)?)
+            }
             PublisherName::Http => Box::new(Http::connect(
                 target.address,
                 target.api_key.as_deref(),
@@ -434,6 +442,8 @@ mod tests {
             &["--rate", "0"],
             &["--rate", "NaN"],
             &["--drain", "inf"],
+            &["--publisher", "websocket"],
+            &["--publisher", "websocket", "--publish-path", "/", "--publish-message", "x"],
             &["--seconds", "300000"],
             &["--seconds", "100000", "--rate", "50000"],
         ];

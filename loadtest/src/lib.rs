@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  publisher thread                                         subscribers' thread (one epoll)
-//!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
+//!  schedule --> payload --> Publisher ==> Redis, API or WebSocket ==> server ==> fleet --> protocol --> checker
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
 //! `churn` (come and go), `storm` (all drop and come back at once), `sweep` (one load, many

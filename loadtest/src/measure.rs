@@ -269,9 +269,11 @@ impl<'a> Traffic<'a> {
             }
         }
         let end = self.end.unwrap_or_else(|| Reading::take(fleet, self.pids));
-        let Some(start) = self.start else { bail!("the window never began") };
         let publisher = self.publisher.take().map(JoinHandle::join);
         let Some(Ok(published)) = publisher else { bail!("the publisher's thread panicked") };
+        let Some(start) = self.start else {
+            bail!("the window never began: {}", published.error.unwrap_or_default());
+        };
         let of_group = |(group, subscribers): (&Group, &Vec<u64>)| GroupMeasured {
             group: group.clone(),
             n_expected: subscribers

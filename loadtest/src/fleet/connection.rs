@@ -195,7 +195,7 @@ impl Connection {
             }
             let payload = &bytes[start..end];
             match head.opcode {
-                frame::CLOSE => return Err(close_label(payload)),
+                frame::CLOSE => return Err(frame::close_label(payload)),
                 frame::PING => self.send_frame(frame::PONG, payload)?,
                 frame::PONG => {}
                 _ if head.is_final && self.message.is_none() => {
@@ -271,14 +271,4 @@ impl Connection {
 
 fn is_temporary(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-fn close_label(payload: &[u8]) -> String {
-    match payload {
-        [a, b, reason @ ..] => {
-            let code = u16::from_be_bytes([*a, *b]);
-            format!("{code} {}", String::from_utf8_lossy(reason)).trim_end().to_owned()
-        }
-        _ => "close without code".to_owned(),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! One thread a connection, one thread that owns the subscribers. WebSockets at `/ws?channel=…`
 //! (raw) and `/connection/websocket` (Centrifuge, the channels from its subscribes), publications by
-//! `POST /api/publish`; `/ready` says yes.
+//! `POST /api/publish` and as messages to `/publish?channel=…`; `/ready` says yes.
 
 #![allow(dead_code, reason = "each test file goes wrong in its own ways")]
 
@@ -228,6 +228,9 @@ fn upgrade(
     sender: &SyncSender<Event>,
 ) -> Option<()> {
     stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").ok()?;
+    if let Some(query) = path.strip_prefix("/publish?") {
+        return take_publications(stream, reader, query, sender);
+    }
     let is_raw = path.starts_with("/ws?");
     let mut channels: Vec<String> = path
         .split(['?', '&'])
@@ -236,7 +239,7 @@ fn upgrade(
         .collect();
     let mut replies = Vec::new();
     if !is_raw {
-        for line in read_frame(&mut reader)?.split('\n') {
+        for line in read_frame(&mut reader)?.1.split('\n') {
             let command: Value = serde_json::from_str(line).ok()?;
             let kind = if command["connect"].is_object() { "connect" } else { "subscribe" };
             channels.extend(command["subscribe"]["channel"].as_str().map(Into::into));
@@ -250,9 +253,54 @@ fn upgrade(
     sender.send(Event::Subscriber(subscriber)).ok()
 }
 
-fn read_frame(reader: &mut impl std::io::Read) -> Option<String> {
+/// The first message has to be `sesame`; after it each is a payload, or a channel, a space and a
+/// payload. Each is said back, and with each comes a ping, whose pong must be the next frame but the
+/// messages.
+fn take_publications(
+    mut stream: TcpStream,
+    mut reader: BufReader<TcpStream>,
+    query: &str,
+    sender: &SyncSender<Event>,
+) -> Option<()> {
+    if read_frame(&mut reader)?.1 != "sesame" {
+        return stream.write_all(b"\x88\x06\x11\x94shut").ok();
+    }
+    let (mut n_messages, mut n_pongs) = (0, 0);
+    loop {
+        let (opcode, text) = read_frame(&mut reader)?;
+        match opcode {
+            1 => {}
+            8 => return stream.write_all(b"\x88\x02\x03\xe8").ok(),
+            10 if text == "you?" => {
+                n_pongs += 1;
+                continue;
+            }
+            _ => return None,
+        }
+        // Pongs may be under way, in 10 MB of buffers.
+        if n_messages > n_pongs + 1000 {
+            return stream.write_all(b"\x88\x06\x11\x94dead").ok();
+        }
+        n_messages += 1;
+        let own = query.strip_prefix("channel=").map(Into::into);
+        let (channel, payload) = match own {
+            Some(channel) => (channel, text),
+            None => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()))?,
+        };
+        let payload = payload.into_bytes();
+        let mut echo = vec![0x81, 126, (payload.len() >> 8) as u8, payload.len() as u8];
+        echo.extend_from_slice(&payload);
+        echo.extend_from_slice(b"\x89\x04you?");
+        stream.write_all(&echo).ok()?;
+        sender.send(Event::Published { channel, payload }).ok()?;
+    }
+}
+
+/// Its opcode and text.
+fn read_frame(reader: &mut impl std::io::Read) -> Option<(u8, String)> {
     let mut head = [0; 2];
     reader.read_exact(&mut head).ok()?;
+    let opcode = head[0] & 15;
     let mut length = usize::from(head[1] & 0x7f);
     if length == 126 {
         reader.read_exact(&mut head).ok()?;
@@ -262,5 +310,6 @@ fn read_frame(reader: &mut impl std::io::Read) -> Option<String> {
     reader.read_exact(&mut mask).ok()?;
     reader.read_exact(&mut payload).ok()?;
     payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-    String::from_utf8(payload).ok()
+    // A close has a code that is no text.
+    Some((opcode, String::from_utf8_lossy(&payload).into_owned()))
 }
