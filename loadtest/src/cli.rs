@@ -22,7 +22,7 @@ use crate::sweep::SweepArgs;
     about = "Open-loop load on a WebSocket hub",
     after_help = "LOADTEST_API_KEY: the key of the publish API; LOADTEST_TOKEN_SECRET: signs a \
                   connection token (HS256) for each client.\nExit codes: 0 all as it must be, 1 \
-                  not, 64 could not run."
+                  not, 2 can't tell (the client was the bottleneck), 64 could not run."
 )]
 pub struct Cli {
     #[command(subcommand)]

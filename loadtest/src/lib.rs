@@ -1,8 +1,9 @@
 //! loadtest: open-loop load on a WebSocket hub, and what became of every publication.
 //!
 //! ```text
-//!  publisher thread                                         subscribers' thread (one epoll)
-//!  schedule --> payload --> Publisher ==> Redis, API or WebSocket ==> server ==> fleet --> protocol --> checker
+//!  publisher thread                                       subscribers' thread (one epoll)
+//!  schedule --> payload --> Publisher ==> way in ==> server ==> fleet --> protocol --> checker
+//!                                         (Redis, HTTP API, WebSocket)
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
 //! `churn` (come and go), `storm` (all drop and come back at once), `sweep` (one load, many
@@ -10,7 +11,7 @@
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
-//! here, or running already), `process` (what /proc says), `timeline` (samples), `report`, `html`,
+//! here, or running already), `process` (what /proc says), `timeline` (samples), `report`, `verdict`, `html`,
 //! `clock`.
 //!
 //! **Invariant:** latency counts from the time a publication was *intended* to be sent.
@@ -38,3 +39,4 @@ pub mod soak;
 pub mod storm;
 pub mod sweep;
 pub mod timeline;
+pub mod verdict;

@@ -5,9 +5,20 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use loadtest::cli::{Cli, Command};
 
+const COULD_NOT_RUN: u8 = 64;
+
 fn main() -> ExitCode {
     let command_line: Vec<String> = std::env::args().collect();
-    let outcome = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // clap's own code for a mistake is 2, which says something else here.
+        Err(error) => {
+            let is_mistake = error.use_stderr();
+            let _ = error.print();
+            return ExitCode::from(if is_mistake { COULD_NOT_RUN } else { 0 });
+        }
+    };
+    let outcome = match cli.command {
         Command::Run(args) => loadtest::run::command(&args, &command_line),
         Command::Slow(args) => loadtest::slow::command(&args, &command_line),
         Command::Churn(args) => loadtest::churn::command(&args, &command_line),
@@ -17,11 +28,10 @@ fn main() -> ExitCode {
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
     };
     match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(verdict) => verdict.into(),
         Err(error) => {
             eprintln!("loadtest: {error:#}");
-            ExitCode::from(64)
+            ExitCode::from(COULD_NOT_RUN)
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::clock::seconds;
 use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure::{GroupMeasured, Measured};
+use crate::verdict::Verdict;
 
 /// Above this share of a core the client may be what was measured.
 pub const BUSY_SHARE: f64 = 0.9;
@@ -198,7 +199,7 @@ impl ServerReport {
 }
 
 /// How the client itself fared.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct ClientReport {
     pub subscribers_cpu_share: f64,
     pub publisher_cpu_share: f64,
@@ -245,11 +246,6 @@ impl ClientReport {
     }
 }
 
-/// How a verdict is spelled.
-pub fn word(passed: bool) -> &'static str {
-    if passed { "PASSED" } else { "FAILED" }
-}
-
 /// A table of names and values.
 #[derive(Default)]
 pub struct Table(Vec<(String, String)>);
@@ -257,6 +253,19 @@ pub struct Table(Vec<(String, String)>);
 impl Table {
     pub fn row(&mut self, name: &str, value: impl std::fmt::Display) {
         self.0.push((name.to_owned(), value.to_string()));
+    }
+
+    /// The last row.
+    pub fn verdict(&mut self, verdict: Verdict, on: impl std::fmt::Display) {
+        if verdict == Verdict::Inconclusive {
+            self.row(
+                verdict.word(),
+                "the client was the bottleneck: what was compared may be its doing, not the server's",
+            );
+            self.row("judged", on);
+        } else {
+            self.row(verdict.word(), on);
+        }
     }
 
     pub fn rows(&self) -> &[(String, String)] {

@@ -12,9 +12,10 @@ use crate::html::Page;
 use crate::measure::{self, Load, Measured, Spec};
 use crate::process::{self, Memory};
 use crate::publish::PublisherName;
-use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, word};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves};
 use crate::server::Target;
 use crate::timeline::{self, Looks, Sample};
+use crate::verdict::Verdict;
 
 /// Descriptors besides those of the connections.
 const OTHER_FDS: usize = 64;
@@ -46,14 +47,14 @@ impl RunReport {
 }
 
 /// Runs it, prints the table, writes the JSON; whether all was as it must be.
-pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.load.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
     let report = run(&args.load, &target, &args.target.redis_prefix, command_line)?;
     table(&report).print();
     args.output.write(&report, page)?;
-    Ok(report.is_good())
+    Ok(report.is_good().into())
 }
 
 /// The run itself, against a server that is there.
@@ -101,11 +102,21 @@ fn table(report: &RunReport) -> Table {
         table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
     }
     table.client(&report.client);
+    table.verdict(
+        report.is_good().into(),
+        "everything came, once, in order, undamaged; nobody was cut",
+    );
+    if !report.client.bottlenecks.is_empty() {
+        table.row(
+            Verdict::Inconclusive.word(),
+            "latency and rates, which nothing judges here: the client was the bottleneck",
+        );
+    }
     table
 }
 
 fn page(report: &RunReport) -> Page {
-    let mut page = Page::new("run", word(report.is_good()), &report.environment);
+    let mut page = Page::new("run", Verdict::from(report.is_good()).word(), &report.environment);
     page.table(&table(report));
     page.plots(&[curves(&[("", &report.subscribers)])]);
     page.heading("Over time");

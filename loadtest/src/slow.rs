@@ -13,11 +13,10 @@ use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure;
 use crate::process;
 use crate::publish::PublisherName;
-use crate::report::{
-    ClientReport, Environment, GroupReport, ServerReport, Table, curves, median, word,
-};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, median};
 use crate::run;
 use crate::server::Target;
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// What slow readers may cost the others: p99 at most so many times, or so many milliseconds more.
@@ -37,7 +36,7 @@ pub struct SlowReport {
     /// Medians, milliseconds.
     pub p99_without_ms: f64,
     pub p99_with_ms: f64,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +65,7 @@ pub struct Ends {
     pub disconnects: BTreeMap<String, u64>,
 }
 
-pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
@@ -85,7 +84,7 @@ pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<bool>
     let report = report(args, pairs, command_line);
     table(&report).print();
     args.output.write(&report, page)?;
-    Ok(report.passed)
+    Ok(report.verdict)
 }
 
 fn side(args: &SlowArgs, target: &Target, burdened: bool, label: &str) -> anyhow::Result<Side> {
@@ -156,7 +155,11 @@ fn report(args: &SlowArgs, pairs: Vec<Pair>, command_line: &[String]) -> SlowRep
         load: args.load.clone(),
         p99_without_ms,
         p99_with_ms,
-        passed: is_good && is_within(p99_without_ms, p99_with_ms),
+        verdict: Verdict::from(is_good).and(Comparison {
+            holds: is_within(p99_without_ms, p99_with_ms),
+            is_client_bound: is_client_bound(pairs.iter().map(|pair| &pair.without.client))
+                || is_client_bound(pairs.iter().map(|pair| &pair.with.client)),
+        }),
         pairs,
     }
 }
@@ -182,8 +185,8 @@ fn table(report: &SlowReport) -> Table {
             }
         }
     }
-    table.row(
-        word(report.passed),
+    table.verdict(
+        report.verdict,
         format!(
             "the others' p99 (medians) {:.2} -> {:.2} ms, at most {P99_RATIO_MAX} × or + \
              {P99_MORE_MS_MAX} ms",
@@ -194,7 +197,7 @@ fn table(report: &SlowReport) -> Table {
 }
 
 fn page(report: &SlowReport) -> Page {
-    let mut page = Page::new("slow", word(report.passed), &report.environment);
+    let mut page = Page::new("slow", report.verdict.word(), &report.environment);
     let mut sides = Vec::new();
     for pair in &report.pairs {
         sides.extend([("without", &pair.without.others), ("with", &pair.with.others)]);

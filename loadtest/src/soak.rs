@@ -17,11 +17,12 @@ use crate::measure::{self, Measured};
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
-    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, curves, median, word,
+    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, curves, median,
 };
 use crate::run::{self, Connecting};
 use crate::slow::is_within;
 use crate::timeline::{self, Depth, Looks, Sample};
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// So that a quarter is more than a look or two.
@@ -64,7 +65,7 @@ pub struct SoakReport {
     pub client: ClientReport,
     pub timeline: Vec<Sample>,
     pub growth: Growth,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 /// From the first quarter to the last.
@@ -118,7 +119,7 @@ impl Growth {
     }
 }
 
-pub fn command(args: &SoakArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &SoakArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
@@ -135,7 +136,7 @@ pub fn command(args: &SoakArgs, command_line: &[String]) -> anyhow::Result<bool>
     let report = report(args, connecting, measured, command_line);
     table(&report).print();
     args.output.write(&report, page)?;
-    Ok(report.passed)
+    Ok(report.verdict)
 }
 
 fn report(
@@ -147,12 +148,16 @@ fn report(
     let subscribers = GroupReport::of(&measured.groups[0]);
     let client = ClientReport::of(&measured, false);
     let growth = Growth::of(&measured.timeline);
-    let is_steady = growth.is_fds_steady() && growth.is_memory_steady() && growth.is_p99_steady();
+    let is_steady = growth.is_fds_steady() && growth.is_memory_steady();
+    let p99 = Comparison {
+        holds: growth.is_p99_steady(),
+        is_client_bound: is_client_bound([&client].into_iter()),
+    };
     SoakReport {
         environment: Environment::here(command_line),
         load: args.load.clone(),
         connecting,
-        passed: subscribers.is_good() && client.is_good() && is_steady,
+        verdict: Verdict::from(subscribers.is_good() && client.is_good() && is_steady).and(p99),
         subscribers,
         server: ServerReport::of(&measured),
         client,
@@ -179,12 +184,12 @@ fn table(report: &SoakReport) -> Table {
     change("p99, ms", 1.0, growth.p99_ms, Some(growth.is_p99_steady()));
     change("server CPU, % of a core", 1e-2, growth.server_cpu_share, None);
     change("deliveries a second", 1.0, growth.deliveries_per_s, None);
-    table.row(word(report.passed), "nothing lost, nobody cut; memory, descriptors and p99 steady");
+    table.verdict(report.verdict, "nothing lost, nobody cut; memory, descriptors and p99 steady");
     table
 }
 
 fn page(report: &SoakReport) -> Page {
-    let mut page = Page::new("soak", word(report.passed), &report.environment);
+    let mut page = Page::new("soak", report.verdict.word(), &report.environment);
     page.table(&table(report));
     page.heading("Over time");
     page.plots(&timeline::plots(&report.timeline));

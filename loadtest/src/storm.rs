@@ -21,11 +21,11 @@ use crate::process::{self, Cpu};
 use crate::publish::PublisherName;
 use crate::report::{
     BUSY_SHARE, ClientReport, Environment, GroupReport, Latency, OutputArgs, Table, curves, median,
-    word,
 };
 use crate::run::{self, Connecting};
 use crate::server::Target;
 use crate::timeline::{self, Sample};
+use crate::verdict::Verdict;
 
 const OTHER_FDS: usize = 64;
 /// The groups of the fleet.
@@ -96,7 +96,7 @@ pub struct StormReport {
     pub returning: Faults,
     pub client: ClientReport,
     pub timeline: Vec<Sample>,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -126,6 +126,10 @@ pub struct BackPoint {
 }
 
 impl Round {
+    fn is_client_bound(&self) -> bool {
+        self.client_cpu_share > BUSY_SHARE
+    }
+
     fn is_good(&self) -> bool {
         self.back == self.dropped && self.failures.is_empty()
     }
@@ -139,14 +143,14 @@ pub struct Faults {
     pub stray: u64,
 }
 
-pub fn command(args: &StormArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &StormArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
     let report = storm(args, &target, command_line)?;
     table(&report).print();
     args.output.write(&report, page)?;
-    Ok(report.passed)
+    Ok(report.verdict)
 }
 
 fn storm(
@@ -192,16 +196,17 @@ fn storm(
     let client = ClientReport::of(&measured, true);
     let no_faults = Faults { duplicated: 0, misordered: 0, damaged: 0, stray: 0 };
     let of = |value: fn(&Round) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
+    let is_good = rounds.iter().all(Round::is_good)
+        && staying.is_good()
+        && returning == no_faults
+        && client.is_good();
     Ok(StormReport {
         environment: Environment::here(command_line),
         load: args.load.clone(),
         connecting,
         per_second: of(|round| round.per_second),
         per_cpu_s: of(|round| round.per_cpu_s),
-        passed: rounds.iter().all(Round::is_good)
-            && staying.is_good()
-            && returning == no_faults
-            && client.is_good(),
+        verdict: is_good.into(),
         rounds,
         staying,
         returning,
@@ -305,7 +310,7 @@ fn table(report: &StormReport) -> Table {
         for (kind, n) in &round.failures {
             table.row("failed", format!("{n} × {kind}"));
         }
-        if round.client_cpu_share > BUSY_SHARE {
+        if round.is_client_bound() {
             table.row("CLIENT IS THE BOTTLENECK", "the server may take more a second");
         }
     }
@@ -327,15 +332,21 @@ fn table(report: &StormReport) -> Table {
             report.per_second, report.per_cpu_s
         ),
     );
-    table.row(
-        word(report.passed),
+    table.verdict(
+        report.verdict,
         "everybody back, no attempt failed, nothing lost by those who stayed",
     );
+    if report.rounds.iter().any(Round::is_client_bound) {
+        table.row(
+            Verdict::Inconclusive.word(),
+            "what is taken a second: the client was the bottleneck; a CPU-second is the server's own",
+        );
+    }
     table
 }
 
 fn page(report: &StormReport) -> Page {
-    let mut page = Page::new("storm", word(report.passed), &report.environment);
+    let mut page = Page::new("storm", report.verdict.word(), &report.environment);
     page.table(&table(report));
     let curves_of = |plot: Plot, (nth, round): (usize, &Round)| {
         let points = round.curve.iter().map(|it| (it.at_s, it.back as f64)).collect();

@@ -13,10 +13,11 @@ use crate::html::{Axis, Page, Plot, Scale};
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
-    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, median, word,
+    ClientReport, Environment, GroupReport, OutputArgs, ServerReport, Table, median,
 };
 use crate::run::{self, Connecting, RunReport};
 use crate::slow::is_within;
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// Of cells times rounds: a sweep of more is a mistake in a list.
@@ -63,7 +64,7 @@ pub struct SweepReport {
     pub load: LoadArgs,
     pub cells: Vec<Cell>,
     pub picks: Vec<Pick>,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -166,7 +167,7 @@ impl std::fmt::Display for Setting {
     }
 }
 
-pub fn command(args: &SweepArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &SweepArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     let settings = args.settings();
     let n_connections = settings.iter().map(|it| it.connections).max().unwrap_or(0);
@@ -193,12 +194,16 @@ pub fn command(args: &SweepArgs, command_line: &[String]) -> anyhow::Result<bool
         environment: Environment::here(command_line),
         load: args.load.clone(),
         picks: picks(&cells),
-        passed: cells.iter().all(|cell| cell.summary.is_good),
+        // Cells are there to be compared.
+        verdict: Verdict::from(cells.iter().all(|cell| cell.summary.is_good)).and(Comparison {
+            holds: true,
+            is_client_bound: cells.iter().any(|cell| cell.summary.is_client_bound),
+        }),
         cells,
     };
     table(&report).print();
     args.output.write(&report, page)?;
-    Ok(report.passed)
+    Ok(report.verdict)
 }
 
 impl CellRun {
@@ -215,7 +220,6 @@ impl CellRun {
 impl Cell {
     fn of(setting: Setting, runs: Vec<CellRun>, errors: Vec<String>) -> Self {
         let of = |value: fn(&CellRun) -> f64| median(&runs.iter().map(value).collect::<Vec<_>>());
-        let n_bound = runs.iter().filter(|run| !run.client.bottlenecks.is_empty()).count();
         let summary = Summary {
             p50_ms: of(|run| run.subscribers.latency_ms.p50),
             p99_ms: of(|run| run.subscribers.latency_ms.p99),
@@ -224,7 +228,7 @@ impl Cell {
             server_cpu_share: of(|run| run.server.cpu_s / run.server.window_s),
             lost: runs.iter().map(|run| run.subscribers.lost).sum(),
             is_good: errors.is_empty() && runs.iter().all(CellRun::is_good),
-            is_client_bound: n_bound > 0 && 2 * n_bound >= runs.len(),
+            is_client_bound: is_client_bound(runs.iter().map(|run| &run.client)),
         };
         Self { setting, runs, errors, summary }
     }
@@ -295,7 +299,7 @@ fn table(report: &SweepReport) -> Table {
         );
     }
     pick_rows(&mut table, &report.picks);
-    table.row(word(report.passed), "nothing lost, nobody cut, in any cell");
+    table.verdict(report.verdict, "nothing lost, nobody cut, in any cell");
     table
 }
 
@@ -372,7 +376,7 @@ fn plot(cells: &[Cell], title: &str, unit: &str, value: fn(&Summary) -> f64) -> 
 }
 
 fn page(report: &SweepReport) -> Page {
-    let mut page = Page::new("sweep", word(report.passed), &report.environment);
+    let mut page = Page::new("sweep", report.verdict.word(), &report.environment);
     let row = |cell: &Cell| {
         let Cell { setting, summary, .. } = cell;
         vec![

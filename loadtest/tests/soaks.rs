@@ -8,9 +8,10 @@ mod faulty;
 use clap::Parser as _;
 use faulty::Fault;
 use loadtest::cli::{Cli, Command};
+use loadtest::verdict::Verdict;
 use serde_json::Value;
 
-fn soak(fault: Fault) -> (bool, Value) {
+fn soak(fault: Fault) -> (Verdict, Value) {
     let json = tempfile::NamedTempFile::new().unwrap();
     let args = format!(
         "loadtest soak --address {} --pid {} --json {} --publisher http --http-connections 1 \
@@ -22,8 +23,8 @@ fn soak(fault: Fault) -> (bool, Value) {
     let Command::Soak(args) = Cli::try_parse_from(args.split_whitespace()).unwrap().command else {
         panic!()
     };
-    let passed = loadtest::soak::command(&args, &[]).unwrap();
-    (passed, serde_json::from_reader(json).unwrap())
+    let verdict = loadtest::soak::command(&args, &[]).unwrap();
+    (verdict, serde_json::from_reader(json).unwrap())
 }
 
 fn grown(report: &Value, what: &str) -> f64 {
@@ -35,10 +36,10 @@ fn grown(report: &Value, what: &str) -> f64 {
 fn what_grows_shows() {
     // Each of these is a server more in this process, but not while the soak looks.
     let (_, good) = soak(Fault::None);
-    let (files_passed, files) = soak(Fault::KeepFiles);
-    let (memory_passed, memory) = soak(Fault::KeepMemory);
-    let (loss_passed, loss) = soak(Fault::Corrupt);
-    assert!(!files_passed && !memory_passed && !loss_passed);
+    let (files_verdict, files) = soak(Fault::KeepFiles);
+    let (memory_verdict, memory) = soak(Fault::KeepMemory);
+    let (loss_verdict, loss) = soak(Fault::Corrupt);
+    assert_eq!([files_verdict, memory_verdict, loss_verdict], [Verdict::Failed; 3]);
     assert_eq!(grown(&good, "fds"), 0.0, "{good:#}");
     // From the middle of the first quarter to that of the last: 1.4 s of 100 a second.
     assert!((100.0..180.0).contains(&grown(&files, "fds")), "{files:#}");

@@ -5,14 +5,15 @@ mod faulty;
 use clap::Parser as _;
 use faulty::{CALM, Fault};
 use loadtest::cli::{Cli, Command};
+use loadtest::verdict::Verdict;
 use serde_json::Value;
 
 const ROUNDS: u64 = 3;
 const STAY: u64 = 5;
 const RETURN: u64 = CALM as u64 - STAY;
 
-/// Whether it passed, and its JSON.
-fn storm(fault: Fault, more: &str) -> (bool, Value) {
+/// Its verdict and its JSON.
+fn storm(fault: Fault, more: &str) -> (Verdict, Value) {
     let json = tempfile::NamedTempFile::new().unwrap();
     let args = format!(
         "loadtest storm --address {} --json {} --publisher http --http-connections 1 --connections \
@@ -23,15 +24,15 @@ fn storm(fault: Fault, more: &str) -> (bool, Value) {
     let Command::Storm(args) = Cli::try_parse_from(args.split_whitespace()).unwrap().command else {
         panic!()
     };
-    let passed = loadtest::storm::command(&args, &[]).unwrap();
-    (passed, serde_json::from_reader(json).unwrap())
+    let verdict = loadtest::storm::command(&args, &[]).unwrap();
+    (verdict, serde_json::from_reader(json).unwrap())
 }
 
 #[test]
 fn everybody_comes_back_and_who_stays_gets_everything() {
     for more in ["--protocol raw", "--channels 3", "--traffic-for-all"] {
-        let (passed, report) = storm(Fault::None, more);
-        assert!(passed, "{report:#}");
+        let (verdict, report) = storm(Fault::None, more);
+        assert_eq!(verdict, Verdict::Passed, "{report:#}");
         let rounds = report["rounds"].as_array().unwrap();
         assert_eq!(rounds.len() as u64, ROUNDS);
         for round in rounds {
@@ -51,8 +52,8 @@ fn everybody_comes_back_and_who_stays_gets_everything() {
 
 #[test]
 fn in_an_open_loop_each_dials_at_its_time() {
-    let (passed, report) = storm(Fault::None, "--dials-per-second 50");
-    assert!(passed, "{report:#}");
+    let (verdict, report) = storm(Fault::None, "--dials-per-second 50");
+    assert_eq!(verdict, Verdict::Passed, "{report:#}");
     for round in report["rounds"].as_array().unwrap() {
         // The last of them is due after (RETURN - 1) / 50 s.
         let seconds = round["seconds"].as_f64().unwrap();
@@ -62,8 +63,8 @@ fn in_an_open_loop_each_dials_at_its_time() {
 
 #[test]
 fn who_is_turned_away_tries_again_and_shows() {
-    let (passed, report) = storm(Fault::TurnAway, "");
-    assert!(!passed, "{report:#}");
+    let (verdict, report) = storm(Fault::TurnAway, "");
+    assert_eq!(verdict, Verdict::Failed, "{report:#}");
     let rounds = report["rounds"].as_array().unwrap();
     assert!(rounds.iter().all(|round| round["back"] == RETURN), "{report:#}");
     let of_round = |round: &Value| round["failures"]["upgrade: HTTP/1.1 503"].as_u64().unwrap_or(0);
@@ -74,8 +75,8 @@ fn who_is_turned_away_tries_again_and_shows() {
 
 #[test]
 fn what_those_who_stay_miss_fails_the_storm() {
-    let (passed, report) = storm(Fault::Corrupt, "--traffic-for-all");
-    assert!(!passed);
+    let (verdict, report) = storm(Fault::Corrupt, "--traffic-for-all");
+    assert_eq!(verdict, Verdict::Failed);
     assert!(report["staying"]["lost"].as_u64() >= Some(STAY), "{report:#}");
     assert!(report["returning"]["damaged"].as_u64() >= Some(1), "{report:#}");
 }

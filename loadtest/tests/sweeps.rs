@@ -11,6 +11,7 @@ use std::net::TcpListener;
 use clap::Parser as _;
 use faulty::{DAWDLE, Fault};
 use loadtest::cli::{Cli, Command};
+use loadtest::verdict::Verdict;
 use serde_json::Value;
 
 fn main() {
@@ -55,7 +56,7 @@ fn each_cell_has_its_server() {
         json.path().display(),
         html.path().display()
     ));
-    assert!(!loadtest::sweep::command(&args.unwrap(), &[]).unwrap());
+    assert_eq!(loadtest::sweep::command(&args.unwrap(), &[]).unwrap(), Verdict::Failed);
     let report: Value = serde_json::from_reader(json).unwrap();
     let cells = report["cells"].as_array().unwrap();
     assert_eq!(cells.len(), 12);

@@ -20,6 +20,7 @@ use crate::report::{
 };
 use crate::run;
 use crate::server::Target;
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// What attackers may cost: p99 at most so many times that without, or so many milliseconds more.
@@ -67,10 +68,10 @@ pub struct Summary {
     pub cpu_share_without: f64,
     pub cpu_share_with: f64,
     pub rss_max_bytes: u64,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
-pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + args.attackers + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
@@ -87,7 +88,7 @@ pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<bool
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
-    Ok(report.summary.passed)
+    Ok(report.summary.verdict)
 }
 
 fn besieged(args: &AbuseArgs, target: &Target) -> anyhow::Result<Vec<Pair>> {
@@ -170,7 +171,11 @@ fn summarize(pairs: &[Pair]) -> Summary {
         cpu_share_without: of(&|pair| share(&pair.without)),
         cpu_share_with: of(&|pair| share(&pair.with)),
         rss_max_bytes: sides().map(|side| side.server.rss_max_bytes).max().unwrap_or(0),
-        passed: !pairs.is_empty() && is_good && is_within(p99_without_ms, p99_with_ms),
+        verdict: Verdict::from(!pairs.is_empty() && is_good).and(Comparison {
+            holds: is_within(p99_without_ms, p99_with_ms),
+            is_client_bound: is_client_bound(pairs.iter().map(|pair| &pair.without.client))
+                || is_client_bound(pairs.iter().map(|pair| &pair.with.client)),
+        }),
     }
 }
 
@@ -230,8 +235,8 @@ fn table(report: &AbuseReport) -> Table {
         "pairs within the bound",
         format!("{} of {}", summary.pairs_within, report.pairs.len()),
     );
-    table.row(
-        if summary.passed { "PASSED" } else { "FAILED" },
+    table.verdict(
+        summary.verdict,
         format!(
             "cut {}, lost {}, p99 at most {P99_RATIO_MAX} × or + {P99_MORE_MS_MAX} ms",
             summary.cut, summary.lost
