@@ -1,8 +1,8 @@
 //! One measurement over open connections: warm-up, window, drain.
 //!
-//! The publisher thread keeps the schedule; the calling thread turns the fleet. In a burst
-//! everything is the window. Latency counts for publications *intended* in the window, server CPU
-//! and deliveries for the window's time.
+//! The publisher thread keeps the schedule; the calling thread turns the fleet. In a burst, and in a
+//! load without an end, everything is the window. Latency counts for publications *intended* in the
+//! window, server CPU and deliveries for the window's time.
 
 use std::ops::Range;
 use std::sync::Arc;
