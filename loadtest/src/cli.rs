@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::ceiling::{CeilingArgs, ShareArgs};
 use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
@@ -40,6 +41,11 @@ pub enum Command {
     Slow(SlowArgs),
     /// Clients come and go in every way: does anything stay behind?
     Churn(ChurnArgs),
+    /// The same load without a hub: what the kernel charges
+    Ceiling(CeilingArgs),
+    /// The process that `ceiling` measures
+    #[command(hide = true)]
+    CeilingServer,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -48,6 +54,8 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    pub share: ShareArgs,
     /// Writes everything measured here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -196,7 +204,7 @@ pub struct TargetArgs {
 }
 
 /// How much of what.
-#[derive(Args, Clone, Debug, serde::Serialize)]
+#[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub connections: usize,

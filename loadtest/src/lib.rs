@@ -5,7 +5,7 @@
 //!  schedule --> payload --> Publisher ==> Redis or API ==> server ==> fleet --> protocol --> checker
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers)
-//! and `churn` (come and go); under them `measure` (one measurement: warm-up, window, drain),
+//! and `churn` (come and go), `ceiling` (the same without a hub); under them `pairs` (two in turn), `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
@@ -15,6 +15,7 @@
 //! **Invariant:** nothing a server does wrong ends the harness; it is counted and reported.
 
 pub mod abuse;
+pub mod ceiling;
 pub mod checker;
 pub mod churn;
 pub mod cli;
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod fleet;
 pub mod frame;
 pub mod measure;
+pub mod pairs;
 pub mod payload;
 pub mod process;
 pub mod protocol;

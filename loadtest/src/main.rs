@@ -12,6 +12,8 @@ fn main() -> ExitCode {
         Command::Slow(args) => loadtest::slow::command(&args, &command_line),
         Command::Churn(args) => loadtest::churn::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
+        Command::Ceiling(args) => loadtest::ceiling::command(&args, &command_line),
+        Command::CeilingServer => loadtest::ceiling::server::command(),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -15,7 +16,7 @@ use crate::checker::Expected;
 use crate::clock::{MS_NS, SECOND_NS, now_ns, seconds, thread_cpu_ns};
 use crate::fleet::{Fleet, Group};
 use crate::process::{Cpu, Memory};
-use crate::publish::{self, Progress, Published, Publisher, Schedule};
+use crate::publish::{self, Job, Progress, Published, Publisher, Schedule};
 
 /// How long a turn waits for events: how exact the window's ends are, when nothing is delivered.
 const TURN: Duration = Duration::from_millis(2);
@@ -139,6 +140,16 @@ pub fn measure(
     publisher: Box<dyn Publisher>,
     spec: &Spec,
 ) -> anyhow::Result<Measured> {
+    measure_with(fleet, pids, |job| publish::start(publisher, job), spec)
+}
+
+/// The same with whoever keeps the schedule: `start` gives the thread that does, or waits for it.
+pub fn measure_with(
+    fleet: &mut Fleet,
+    pids: &[u32],
+    start: impl FnOnce(Job) -> anyhow::Result<JoinHandle<Published>>,
+    spec: &Spec,
+) -> anyhow::Result<Measured> {
     let schedule = spec.schedule(&fleet.shared.channels);
     let window_ns = spec.window(schedule.start_ns);
     fleet.begin(Expected {
@@ -150,7 +161,8 @@ pub fn measure(
     let subscribers: Vec<Vec<u64>> =
         (0..fleet.groups.len()).map(|group| fleet.subscribers(group)).collect();
     let progress = Arc::new(Progress::default());
-    let thread = publish::start(publisher, schedule, window_ns.clone(), progress.clone())?;
+    let job = Job { schedule, window_ns: window_ns.clone(), progress: progress.clone() };
+    let thread = start(job)?;
     let mut drive = Drive {
         pids,
         label: &spec.label,

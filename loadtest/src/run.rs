@@ -2,13 +2,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
+use crate::ceiling::{Ceiling, Share};
 use crate::checker::Expected;
 use crate::cli::{self, LoadArgs, RunArgs};
 use crate::clock::{SECOND_NS, seconds};
 use crate::fleet::{Fleet, Pace, Plan, Shared};
 use crate::measure::{self, Load, Measured, Spec};
+use crate::pairs;
 use crate::process::{self, Memory};
 use crate::publish::PublisherName;
 use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
@@ -25,6 +28,8 @@ pub struct RunReport {
     pub subscribers: GroupReport,
     pub server: ServerReport,
     pub client: ClientReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<Share>,
 }
 
 /// How the connections came to be.
@@ -45,9 +50,13 @@ impl RunReport {
 /// Runs it, prints the table, writes the JSON; whether all was as it must be.
 pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> {
     args.load.check()?;
+    args.share.check(&args.load)?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
-    let report = run(&args.load, &target, &args.target.redis_prefix, command_line)?;
+    let report = match args.share.ceiling {
+        None => run(&args.load, &target, &args.target.redis_prefix, command_line)?,
+        Some(group) => run_beside_the_ceiling(args, group, &target, command_line)?,
+    };
     let mut table = Table::default();
     table.row(
         "connected",
@@ -59,11 +68,40 @@ pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> 
         table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
     }
     table.client(&report.client);
+    if let Some(share) = &report.ceiling {
+        table.share(share);
+    }
     table.print();
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
     Ok(report.is_good())
+}
+
+/// In turn with the ceiling. What it reports in full is the first run, or the first that wasn't
+/// good.
+fn run_beside_the_ceiling(
+    args: &RunArgs,
+    group: u32,
+    target: &Target,
+    command_line: &[String],
+) -> anyhow::Result<RunReport> {
+    let RunArgs { load, target: at, share, .. } = args;
+    let ceiling = Ceiling::beside(group, target, at.server_cpus.as_ref())?;
+    let pairs = pairs::measure(
+        share.pairs,
+        |label| {
+            eprintln!("{label}: run");
+            run(load, target, &at.redis_prefix, command_line)
+        },
+        |label| ceiling.measure(load, &format!("{label}: ceiling"), command_line),
+    )?;
+    if let Some(bad) = pairs.iter().find(|pair| !pair.b.is_good()) {
+        bail!("the ceiling's own deliveries failed: {:?}", bad.b.subscribers);
+    }
+    let shown = pairs.iter().find(|pair| !pair.a.is_good()).or(pairs.first());
+    let report = shown.context("invariant: at least one pair")?.a.clone();
+    Ok(RunReport { ceiling: Some(Share::of(group, &pairs)), ..report })
 }
 
 /// The run itself, against a server that is there.
@@ -95,6 +133,7 @@ fn report(
         subscribers: GroupReport::of(&measured.groups[0]),
         server: ServerReport::of(measured),
         client: ClientReport::of(measured, load.burst.is_some()),
+        ceiling: None,
     }
 }
 
