@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::ceiling::{CeilingArgs, ShareArgs};
+use crate::guard::GuardArgs;
 use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
@@ -43,6 +44,8 @@ pub enum Command {
     Churn(ChurnArgs),
     /// The same load without a hub: what the kernel charges
     Ceiling(CeilingArgs),
+    /// Two builds of hubbub in pairs: does the second cost more?
+    Guard(GuardArgs),
     /// The process that `ceiling` measures
     #[command(hide = true)]
     CeilingServer,
@@ -273,7 +276,7 @@ fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
     }
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),

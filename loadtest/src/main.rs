@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Churn(args) => loadtest::churn::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
         Command::Ceiling(args) => loadtest::ceiling::command(&args, &command_line),
+        Command::Guard(args) => loadtest::guard::command(&args, &command_line),
         Command::CeilingServer => loadtest::ceiling::server::command(),
     };
     match outcome {
