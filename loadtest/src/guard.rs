@@ -198,9 +198,10 @@ pub fn compare(
         Ok(Side { cpu_ns_per_delivery, subscribers, server, client })
     };
     let pairs = pairs::measure(
+        &mut (),
         n_pairs,
-        |label| side(before, format!("{label}: before")),
-        |label| side(after, format!("{label}: after")),
+        |_, label| side(before, format!("{label}: before")),
+        |_, label| side(after, format!("{label}: after")),
     )?;
     let ratios = |value: fn(&Side) -> f64| Ratios::of(&pairs, |it| value(&it.b) / value(&it.a));
     let cpu_per_delivery = ratios(|side| side.cpu_ns_per_delivery);

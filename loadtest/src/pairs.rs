@@ -13,21 +13,22 @@ pub struct Pair<A, B> {
     pub b: B,
 }
 
-/// `a` and `b` are given a label for lines of progress.
-pub fn measure<A, B>(
+/// `a` and `b` are given what they share, and a label for lines of progress.
+pub fn measure<C, A, B>(
+    shared: &mut C,
     n_pairs: usize,
-    mut a: impl FnMut(&str) -> anyhow::Result<A>,
-    mut b: impl FnMut(&str) -> anyhow::Result<B>,
+    mut a: impl FnMut(&mut C, &str) -> anyhow::Result<A>,
+    mut b: impl FnMut(&mut C, &str) -> anyhow::Result<B>,
 ) -> anyhow::Result<Vec<Pair<A, B>>> {
     let mut pairs = Vec::with_capacity(n_pairs);
     for nth in 0..n_pairs {
         let label = format!("pair {} of {n_pairs}", nth + 1);
         pairs.push(if nth % 2 == 0 {
-            let a = a(&label)?;
-            Pair { a, b: b(&label)? }
+            let a = a(shared, &label)?;
+            Pair { a, b: b(shared, &label)? }
         } else {
-            let b = b(&label)?;
-            Pair { a: a(&label)?, b }
+            let b = b(shared, &label)?;
+            Pair { a: a(shared, &label)?, b }
         });
     }
     Ok(pairs)
@@ -61,17 +62,18 @@ impl Ratios {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
 
     #[test]
     fn they_take_turns_and_who_is_first_alternates() {
-        let order = RefCell::new(String::new());
-        let note = |name: char, value: f64| {
-            order.borrow_mut().push(name);
+        let note = |order: &mut String, name: char, value: f64| {
+            order.push(name);
             Ok(value)
         };
-        let pairs = measure(3, |_| note('a', 2.0), |_| note('b', 3.0)).unwrap();
-        assert_eq!(order.into_inner(), "abbaab");
+        let mut order = String::new();
+        let a = |order: &mut String, _: &str| note(order, 'a', 2.0);
+        let b = |order: &mut String, _: &str| note(order, 'b', 3.0);
+        let pairs = measure(&mut order, 3, a, b).unwrap();
+        assert_eq!(order, "abbaab");
         assert!(pairs.iter().all(|pair| [pair.a, pair.b] == [2.0, 3.0]));
     }
 

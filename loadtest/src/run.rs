@@ -89,12 +89,13 @@ fn run_beside_the_ceiling(
     let RunArgs { load, target: at, share, .. } = args;
     let ceiling = Ceiling::beside(group, target, at.server_cpus.as_ref())?;
     let pairs = pairs::measure(
+        &mut (),
         share.pairs,
-        |label| {
+        |_, label| {
             eprintln!("{label}: run");
             run(load, target, &at.redis_prefix, command_line)
         },
-        |label| ceiling.measure(load, &format!("{label}: ceiling"), command_line),
+        |_, label| ceiling.measure(load, &format!("{label}: ceiling"), command_line),
     )?;
     if let Some(bad) = pairs.iter().find(|pair| !pair.b.is_good()) {
         bail!("the ceiling's own deliveries failed: {:?}", bad.b.subscribers);
