@@ -1,8 +1,12 @@
 //! Promise: the ceiling's server delivers what a hub would, in as many sends as it says.
 
+#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
+mod faulty;
+
 use std::path::PathBuf;
 
 use clap::Parser as _;
+use faulty::Fault;
 use loadtest::ceiling::{Ceiling, CeilingReport};
 use loadtest::cli::{Cli, Command};
 
@@ -80,4 +84,43 @@ fn groups_that_cannot_be_held_are_refused() {
         let Command::Ceiling(args) = Cli::try_parse_from(all).unwrap().command else { panic!() };
         assert!(loadtest::ceiling::command(&args, &[]).is_err(), "{bad}");
     }
+}
+
+/// `loadtest run --ceiling` against a server with this fault; its exit code and its JSON.
+fn run_beside_the_ceiling(fault: Fault) -> (Option<i32>, serde_json::Value) {
+    let json = tempfile::NamedTempFile::new().unwrap();
+    let args = "run --publisher http --http-connections 1 --connections 5 --rate 400 --warm-up \
+                0.05 --seconds 0.2 --settle 0.05 --drain 0.2 --ceiling=2 --pairs 2";
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(args.split_whitespace())
+        .args(["--address", &faulty::start(fault).to_string()])
+        .args(["--pid", &std::process::id().to_string(), "--json"])
+        .arg(json.path())
+        .output()
+        .unwrap();
+    (output.status.code(), serde_json::from_reader(json).unwrap())
+}
+
+#[test]
+fn a_run_shows_its_share_of_the_ceiling() {
+    let (code, report) = run_beside_the_ceiling(Fault::None);
+    assert_eq!(code, Some(0), "{report:#}");
+    let ceiling = &report["ceiling"];
+    let all = ceiling["share"]["all"].as_array().unwrap();
+    assert_eq!((all.len(), &ceiling["group"]), (2, &2.into()), "{ceiling:#}");
+    for pair in ceiling["pairs"].as_array().unwrap() {
+        for side in ["a", "b"] {
+            // 0.2 s of 400 a second to five subscribers.
+            assert_eq!(pair[side]["latency_ms"]["n"], 400, "{pair:#}");
+            assert!(pair[side]["deliveries_per_cpu_s"].as_f64() > Some(0.0), "{pair:#}");
+        }
+    }
+    assert_eq!(report["subscribers"]["received"], 500);
+}
+
+#[test]
+fn the_ceiling_excuses_nothing() {
+    let (code, report) = run_beside_the_ceiling(Fault::Lose);
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(report["subscribers"]["lost"], 10);
 }

@@ -85,7 +85,10 @@ impl CeilingProcess {
         let measured = measure::measure_with(fleet, &[self.pid()], start, spec)?;
         let (pipes, counts) = done.recv().context("the thread with the orders panicked")?;
         self.pipes = Some(pipes);
-        Ok((measured, counts?))
+        match &measured.published.error {
+            Some(error) => bail!("the ceiling's server: {error}"),
+            None => Ok((measured, counts?)),
+        }
     }
 }
 
