@@ -75,6 +75,9 @@ pub struct GuardArgs {
     /// Each measured window
     #[arg(long, value_name = "SECONDS", default_value_t = 8.0)]
     pub seconds: f64,
+    /// Divides the connections, for tests
+    #[arg(long, hide = true, default_value_t = 1)]
+    pub shrink: usize,
     /// Writes everything measured here
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -151,6 +154,7 @@ fn scenarios(args: &GuardArgs) -> anyhow::Result<Vec<Scenario>> {
         let flags = format!("{COMMON} {}", name.flags());
         let mut scenario = Scenario::parse(&format!("{name:?}"), &flags)?;
         (scenario.load.warm_up, scenario.load.seconds) = (args.warm_up, args.seconds);
+        scenario.load.connections /= args.shrink.max(1);
         scenario.load.check().map(|()| scenario)
     };
     args.scenarios.iter().map(scenario).collect()

@@ -23,7 +23,6 @@ fn measure(group: u32, more: &str) -> CeilingReport {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_loadtest"));
     let report = Ceiling::with_program(program, group).measure(&args.load, "test", &[]).unwrap();
     assert!(report.is_good(), "group {group}, {more}: {report:#?}");
-    assert!(report.server.cpu_s > 0.0 && report.scale.scale > 0.0, "{report:#?}");
     assert_eq!(report.counts.short_sends, 0, "{report:#?}");
     report
 }
@@ -75,6 +74,8 @@ fn a_burst_is_delivered_to_the_end() {
     assert!(report.is_good(), "{report:#?}");
     assert_eq!(report.subscribers.received, 30_000);
     assert_eq!(report.counts.sends, 30_000 + report.counts.short_sends);
+    // More than the sockets hold: some of it is sent in the window, however late that began.
+    assert!(report.server.deliveries_per_cpu_s > 0.0 && report.scale.scale > 0.0, "{report:#?}");
 }
 
 #[test]
@@ -106,13 +107,12 @@ fn a_run_shows_its_share_of_the_ceiling() {
     let (code, report) = run_beside_the_ceiling(Fault::None);
     assert_eq!(code, Some(0), "{report:#}");
     let ceiling = &report["ceiling"];
-    let all = ceiling["share"]["all"].as_array().unwrap();
-    assert_eq!((all.len(), &ceiling["group"]), (2, &2.into()), "{ceiling:#}");
-    for pair in ceiling["pairs"].as_array().unwrap() {
+    let pairs = ceiling["pairs"].as_array().unwrap();
+    assert_eq!((pairs.len(), &ceiling["group"]), (2, &2.into()), "{ceiling:#}");
+    for pair in pairs {
         for side in ["a", "b"] {
             // 0.2 s of 400 a second to five subscribers.
             assert_eq!(pair[side]["latency_ms"]["n"], 400, "{pair:#}");
-            assert!(pair[side]["deliveries_per_cpu_s"].as_f64() > Some(0.0), "{pair:#}");
         }
     }
     assert_eq!(report["subscribers"]["received"], 500);

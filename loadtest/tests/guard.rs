@@ -13,25 +13,28 @@ use loadtest::guard::{self, Scenario, ScenarioReport};
 use loadtest::server::Target;
 use serde_json::Value;
 
-fn compare(before: Fault, after: Fault, pids: &[u32]) -> ScenarioReport {
-    let flags = "--publisher http --http-connections 1 --protocol raw --connections 5 --rate 400 \
-                 --warm-up 0.05 --seconds 0.2 --settle 0.05 --drain 0.2";
+/// The servers are threads of this process, so their CPU time is anything: nothing is asked for.
+fn compare(before: Fault, after: Fault) -> ScenarioReport {
+    let flags = "--publisher http --http-connections 1 --protocol raw --connections 5 --burst 400 \
+                 --settle 0.05 --drain 0.2";
     let scenario = Scenario::parse("tiny", flags).unwrap();
-    let open = |fault| move || Target::running(faulty::start(fault), pids.to_vec(), None, None);
-    // The servers are threads of this process: their CPU time is anything.
-    guard::compare(&scenario, 2, 1e9, &open(before), &open(after)).unwrap()
+    let open = |fault| move || Target::running(faulty::start(fault), Vec::new(), None, None);
+    guard::compare(&scenario, 2, 3.0, &open(before), &open(after)).unwrap()
 }
 
-fn own_pid() -> [u32; 1] {
-    [std::process::id()]
+/// In the order of the pairs, without those about CPU time: every run has one.
+fn failures_to_deliver(report: &ScenarioReport) -> Vec<&str> {
+    let is_cpu = |text: &&String| text.ends_with(": the server's CPU time is unknown");
+    assert_eq!(report.failures.iter().filter(is_cpu).count(), 4, "{:?}", report.failures);
+    report.failures.iter().filter(|text| !is_cpu(text)).map(String::as_str).collect()
 }
 
 #[test]
-fn two_that_deliver_pass() {
-    let report = compare(Fault::None, Fault::None, &own_pid());
-    assert_eq!(report.failures, [""; 0]);
+fn two_that_deliver_are_compared() {
+    let report = compare(Fault::None, Fault::None);
+    assert_eq!(failures_to_deliver(&report), [""; 0]);
     assert_eq!(report.pairs.len(), 2);
-    for ratios in [&report.cpu_per_delivery, &report.p50, &report.p99] {
+    for ratios in [&report.p50, &report.p99] {
         assert_eq!(ratios.all.len(), 2, "{ratios:?}");
         assert!(ratios.least > 0.0 && ratios.most >= ratios.median, "{ratios:?}");
     }
@@ -42,20 +45,15 @@ fn one_that_loses_fails_whichever_it_is() {
     for (before, after, what) in
         [(Fault::None, Fault::Lose, "after"), (Fault::Lose, Fault::None, "before")]
     {
-        let report = compare(before, after, &own_pid());
-        // 5 subscribers, 100 publications, every tenth is lost by one of them; in both pairs.
-        let failure = |pair| format!("pair {pair}, {what}: 490 of 500 delivered, ");
-        assert_eq!(report.failures.len(), 2, "{:?}", report.failures);
-        for (text, pair) in report.failures.iter().zip(1..) {
-            assert!(text.starts_with(&failure(pair)), "{text}");
+        let report = compare(before, after);
+        // 5 subscribers, 400 publications, every tenth is lost by one of them; in both pairs.
+        let failures = failures_to_deliver(&report);
+        assert_eq!(failures.len(), 2, "{failures:?}");
+        for (text, pair) in failures.iter().zip(1..) {
+            let start = format!("pair {pair}, {what}: 1960 of 2000 delivered, ");
+            assert!(text.starts_with(&start), "{text}");
         }
     }
-}
-
-#[test]
-fn a_server_whose_cpu_nobody_knows_fails() {
-    let report = compare(Fault::None, Fault::None, &[]);
-    assert_eq!(report.failures.len(), 4, "{:?}", report.failures);
 }
 
 /// The hubbub of the same build, or one built here.
@@ -79,7 +77,7 @@ fn a_build_passes_against_itself_and_a_program_that_is_none_is_an_error() {
             .arg("guard")
             .args([hubbub(), after])
             .args(["--scenarios", "A", "--pairs", "1", "--tolerance", "900"])
-            .args(["--warm-up", "0.1", "--seconds", "0.2", "--json"])
+            .args(["--shrink", "20", "--warm-up", "0.1", "--seconds", "3", "--json"])
             .arg(json.path())
             .output()
             .unwrap()
@@ -92,7 +90,7 @@ fn a_build_passes_against_itself_and_a_program_that_is_none_is_an_error() {
     assert_eq!(scenario["pairs"].as_array().unwrap().len(), 1);
     for side in ["a", "b"] {
         let subscribers = &scenario["pairs"][0][side]["subscribers"];
-        assert_eq!(subscribers["received"], 1000 * 150, "{subscribers:#}");
+        assert_eq!(subscribers["received"], 50 * 1550, "{subscribers:#}");
     }
     assert_eq!(guard("/bin/true".into()).status.code(), Some(64));
 }

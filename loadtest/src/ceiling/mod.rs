@@ -256,19 +256,17 @@ impl Share {
             deliveries_per_cpu_s: server.deliveries_per_cpu_s,
             latency_ms: subscribers.latency_ms,
         };
-        let sides: Vec<Pair<Side, Side>> = pairs
-            .iter()
-            .map(|pair| Pair {
-                a: side(&pair.a.server, &pair.a.subscribers),
-                b: side(&pair.b.server, &pair.b.subscribers),
-            })
-            .collect();
-        Self {
-            group,
-            share: Ratios::of(&sides, |it| it.a.deliveries_per_cpu_s / it.b.deliveries_per_cpu_s),
-            scale: median(&pairs.iter().map(|pair| pair.b.scale.scale).collect::<Vec<_>>()),
-            pairs: sides,
-        }
+        let sides = pairs.iter().map(|pair| Pair {
+            a: side(&pair.a.server, &pair.a.subscribers),
+            b: side(&pair.b.server, &pair.b.subscribers),
+        });
+        let scales: Vec<f64> = pairs.iter().map(|pair| pair.b.scale.scale).collect();
+        Self::of_sides(group, sides.collect(), median(&scales))
+    }
+
+    fn of_sides(group: u32, pairs: Vec<Pair<Side, Side>>, scale: f64) -> Self {
+        let share = |it: &Pair<Side, Side>| it.a.deliveries_per_cpu_s / it.b.deliveries_per_cpu_s;
+        Self { group, share: Ratios::of(&pairs, share), scale, pairs }
     }
 }
 
@@ -316,4 +314,18 @@ fn table(report: &CeilingReport) -> Table {
     );
     table.client(&report.client);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_is_the_hubs_by_the_ceilings_and_the_worst_the_least() {
+        let side = |deliveries_per_cpu_s| Side { deliveries_per_cpu_s, latency_ms: <_>::default() };
+        let pair = |a, b| Pair { a: side(a), b: side(b) };
+        let pairs = vec![pair(90.0, 100.0), pair(160.0, 200.0), pair(190.0, 200.0)];
+        let share = Share::of_sides(1, pairs, 1.0).share;
+        assert_eq!([share.median, share.least, share.most], [0.9, 0.8, 0.95]);
+    }
 }
