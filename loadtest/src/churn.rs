@@ -119,8 +119,13 @@ fn is_clean(base: &Look, rests: &[Look]) -> bool {
     let [first, .., last] = rests else {
         return rests.iter().all(|look| look.is_back_at(base));
     };
-    let allowed = (first.memory.anon as f64 * GROWTH_MAX) as u64 + GROWTH_BYTES_MAX;
+    let allowed = memory_allowed(first.memory.anon);
     rests.iter().all(|look| look.is_back_at(base)) && last.memory.anon <= allowed
+}
+
+/// What private memory may come to if it is this at first.
+pub fn memory_allowed(anon_bytes: u64) -> u64 {
+    (anon_bytes as f64 * GROWTH_MAX) as u64 + GROWTH_BYTES_MAX
 }
 
 impl Look {

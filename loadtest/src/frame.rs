@@ -76,6 +76,17 @@ fn put_length(out: &mut Vec<u8>, first: u8, mask_bit: u8, payload_bytes: u64) {
     }
 }
 
+/// A close frame's code and reason.
+pub fn close_label(payload: &[u8]) -> String {
+    match payload {
+        [a, b, reason @ ..] => {
+            let code = u16::from_be_bytes([*a, *b]);
+            format!("{code} {}", String::from_utf8_lossy(reason)).trim_end().to_owned()
+        }
+        _ => "close without code".to_owned(),
+    }
+}
+
 /// The request that opens a WebSocket.
 pub fn upgrade_request(host: &str, path: &str) -> Vec<u8> {
     format!(

@@ -93,7 +93,12 @@ impl Memory {
 
 /// How many file descriptors a process has open.
 pub fn n_fds(pids: &[u32]) -> usize {
-    let of_one = |pid: &u32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    // Since Linux 6.2 it is the folder's size; to count entries takes 10 µs for each.
+    let of_one = |pid: &u32| {
+        let folder = format!("/proc/{pid}/fd");
+        let size = fs::metadata(&folder).map_or(0, |it| it.len() as usize);
+        if size > 0 { size } else { fs::read_dir(folder).map_or(0, Iterator::count) }
+    };
     pids.iter().map(of_one).sum()
 }
 

@@ -10,12 +10,14 @@ use crate::checker::Expected;
 use crate::cli::{self, LoadArgs, RunArgs};
 use crate::clock::{SECOND_NS, seconds};
 use crate::fleet::{Fleet, Pace, Plan, Shared};
+use crate::html::Page;
 use crate::measure::{self, Load, Measured, Spec};
 use crate::pairs;
 use crate::process::{self, Memory};
 use crate::publish::PublisherName;
-use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, word};
 use crate::server::Target;
+use crate::timeline::{self, Looks, Sample};
 
 /// Descriptors besides those of the connections.
 const OTHER_FDS: usize = 64;
@@ -28,6 +30,7 @@ pub struct RunReport {
     pub subscribers: GroupReport,
     pub server: ServerReport,
     pub client: ClientReport,
+    pub timeline: Vec<Sample>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceiling: Option<Share>,
 }
@@ -57,24 +60,8 @@ pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> 
         None => run(&args.load, &target, &args.target.redis_prefix, command_line)?,
         Some(group) => run_beside_the_ceiling(args, group, &target, command_line)?,
     };
-    let mut table = Table::default();
-    table.row(
-        "connected",
-        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
-    );
-    table.group(&report.subscribers);
-    table.server(&report.server);
-    if report.connecting.server_anon_bytes_each > 0 {
-        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
-    }
-    table.client(&report.client);
-    if let Some(share) = &report.ceiling {
-        table.share(share);
-    }
-    table.print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    table(&report).print();
+    args.output.write(&report, page)?;
     Ok(report.is_good())
 }
 
@@ -135,7 +122,35 @@ fn report(
         server: ServerReport::of(measured),
         client: ClientReport::of(measured, load.burst.is_some()),
         ceiling: None,
+        timeline: measured.timeline.clone(),
     }
+}
+
+fn table(report: &RunReport) -> Table {
+    let mut table = Table::default();
+    table.row(
+        "connected",
+        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
+    );
+    table.group(&report.subscribers);
+    table.server(&report.server);
+    if report.connecting.server_anon_bytes_each > 0 {
+        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
+    }
+    table.client(&report.client);
+    if let Some(share) = &report.ceiling {
+        table.share(share);
+    }
+    table
+}
+
+fn page(report: &RunReport) -> Page {
+    let mut page = Page::new("run", word(report.is_good()), &report.environment);
+    page.table(&table(report));
+    page.plots(&[curves(&[("", &report.subscribers)])]);
+    page.heading("Over time");
+    page.plots(&timeline::plots(&report.timeline));
+    page
 }
 
 /// As many connections as asked for, all alike.
@@ -167,6 +182,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
     Spec {
         run: run_id(),
         payload_bytes: load.size,
+        n_channels: load.channels,
         load: match load.burst {
             Some(n_publications) => Load::Burst { n_publications },
             None => Load::Steady {
@@ -177,6 +193,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
         },
         drain_ns: ns(load.drain),
         label: label.to_owned(),
+        looks: Looks::over(ns(load.seconds)),
     }
 }
 

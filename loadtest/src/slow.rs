@@ -9,12 +9,13 @@ use serde::Serialize;
 
 use crate::cli::{LoadArgs, SlowArgs};
 use crate::fleet::{Fleet, Pace, Plan};
+use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure;
 use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
-    ClientReport, Environment, GroupReport, ServerReport, Table, median, write_json,
+    ClientReport, Environment, GroupReport, ServerReport, Table, curves, median, word,
 };
 use crate::run;
 use crate::server::Target;
@@ -79,9 +80,7 @@ pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<bool>
     let pairs = pairs.into_iter().map(|pair| Pair { without: pair.a, with: pair.b }).collect();
     let report = report(args, pairs, command_line);
     table(&report).print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    args.output.write(&report, page)?;
     Ok(report.passed)
 }
 
@@ -133,7 +132,8 @@ fn ends(fleet: &Fleet, group: usize) -> Ends {
     }
 }
 
-fn is_within(without_ms: f64, with_ms: f64) -> bool {
+/// Whether the second of two p99 is about as good.
+pub fn is_within(without_ms: f64, with_ms: f64) -> bool {
     with_ms <= without_ms * P99_RATIO_MAX || with_ms <= without_ms + P99_MORE_MS_MAX
 }
 
@@ -179,7 +179,7 @@ fn table(report: &SlowReport) -> Table {
         }
     }
     table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
+        word(report.passed),
         format!(
             "the others' p99 (medians) {:.2} -> {:.2} ms, at most {P99_RATIO_MAX} × or + \
              {P99_MORE_MS_MAX} ms",
@@ -187,6 +187,30 @@ fn table(report: &SlowReport) -> Table {
         ),
     );
     table
+}
+
+fn page(report: &SlowReport) -> Page {
+    let mut page = Page::new("slow", word(report.passed), &report.environment);
+    let mut sides = Vec::new();
+    for pair in &report.pairs {
+        sides.extend([("without", &pair.without.others), ("with", &pair.with.others)]);
+    }
+    let names = (1..=report.pairs.len()).map(|nth| nth.to_string()).collect();
+    let p99 = |side: fn(&Pair) -> &Side| -> Vec<(f64, f64)> {
+        let p99s = report.pairs.iter().map(|it| side(it).others.latency_ms.p99);
+        (0..).map(f64::from).zip(p99s).collect()
+    };
+    let p99 = Plot::new(
+        "The others' p99",
+        Axis::new("pair", Scale::Names(names)),
+        Axis::new("ms", Scale::Linear),
+    )
+    .with("without", p99(|pair| &pair.without))
+    .with("with", p99(|pair| &pair.with));
+    page.plots(&[curves(&sides), p99]);
+    page.heading("All windows");
+    page.table(&table(report));
+    page
 }
 
 #[cfg(test)]

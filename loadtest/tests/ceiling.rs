@@ -1,6 +1,5 @@
 //! Promise: the ceiling's server delivers what a hub would, in as many sends as it says.
 
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 mod faulty;
 
 use std::path::PathBuf;

@@ -2,7 +2,6 @@
 //!
 //! Verdicts on latency are not asserted: this machine may be busy.
 
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 mod faulty;
 
 use clap::Parser as _;

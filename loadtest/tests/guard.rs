@@ -2,7 +2,6 @@
 //!
 //! No figure is asserted: this machine may be busy.
 
-#[allow(dead_code, reason = "each test file goes wrong in its own ways")]
 mod faulty;
 
 use std::path::PathBuf;

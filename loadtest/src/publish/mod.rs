@@ -6,6 +6,7 @@
 
 mod http;
 mod redis;
+mod websocket;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use hdrhistogram::Histogram;
 
 pub use http::Http;
 pub use redis::Redis;
+pub use websocket::{WebSocket, WebSocketArgs};
 
 use crate::checker::histogram;
 use crate::clock::{SECOND_NS, now_ns, sleep_until, thread_cpu_ns};
@@ -51,6 +53,9 @@ pub enum PublisherName {
     Redis,
     /// POST /api/publish, several in flight
     Http,
+    /// A message to --publish-path for each
+    #[value(name = "websocket")]
+    WebSocket,
 }
 
 /// When to publish what.
