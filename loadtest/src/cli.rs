@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::ceiling::{CeilingArgs, ShareArgs};
+use crate::guard::GuardArgs;
 use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
@@ -56,6 +58,13 @@ pub enum Command {
     /// A run of hours: does anything grow?
     #[command(mut_arg("seconds", |arg| arg.default_value("3600")))]
     Soak(SoakArgs),
+    /// The same load without a hub: what the kernel charges
+    Ceiling(CeilingArgs),
+    /// Two builds of hubbub in pairs: does the second cost more?
+    Guard(GuardArgs),
+    /// The process that `ceiling` measures
+    #[command(hide = true)]
+    CeilingServer,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -64,6 +73,8 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    pub share: ShareArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -210,7 +221,7 @@ pub struct TargetArgs {
 }
 
 /// How much of what.
-#[derive(Args, Clone, Debug, serde::Serialize)]
+#[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub connections: usize,
@@ -281,7 +292,7 @@ pub fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
     }
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),

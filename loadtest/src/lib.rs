@@ -7,7 +7,8 @@
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
 //! `churn` (come and go), `storm` (all drop and come back at once), `sweep` (one load, many
-//! settings) and `soak` (hours); under them `measure` (one measurement: warm-up, window, drain),
+//! settings), `soak` (hours), `ceiling` (the same without a hub) and `guard` (two builds); under
+//! them `pairs` (two things in turn), `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
 //! `puppet` (a client led step by step, for attackers and churn), `server` (started and pinned
@@ -18,14 +19,17 @@
 //! **Invariant:** nothing a server does wrong ends the harness; it is counted and reported.
 
 pub mod abuse;
+pub mod ceiling;
 pub mod checker;
 pub mod churn;
 pub mod cli;
 pub mod clock;
 pub mod fleet;
 pub mod frame;
+pub mod guard;
 pub mod html;
 pub mod measure;
+pub mod pairs;
 pub mod payload;
 pub mod process;
 pub mod protocol;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use loadtest::cli::{Cli, Command};
+use loadtest::verdict::Verdict;
 
 const COULD_NOT_RUN: u8 = 64;
 
@@ -26,6 +27,11 @@ fn main() -> ExitCode {
         Command::Sweep(args) => loadtest::sweep::command(&args, &command_line),
         Command::Soak(args) => loadtest::soak::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
+        Command::Ceiling(args) => {
+            loadtest::ceiling::command(&args, &command_line).map(Verdict::from)
+        }
+        Command::Guard(args) => loadtest::guard::command(&args, &command_line).map(Verdict::from),
+        Command::CeilingServer => loadtest::ceiling::server::command().map(Verdict::from),
     };
     match outcome {
         Ok(verdict) => verdict.into(),

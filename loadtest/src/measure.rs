@@ -16,7 +16,7 @@ use crate::checker::Expected;
 use crate::clock::{MS_NS, SECOND_NS, now_ns, seconds, thread_cpu_ns};
 use crate::fleet::{Fleet, Group};
 use crate::process::{Cpu, Memory};
-use crate::publish::{self, Progress, Published, Publisher, Schedule};
+use crate::publish::{self, Job, Progress, Published, Publisher, Schedule};
 use crate::timeline::{Looks, Sample, Timeline};
 
 /// How long a turn waits for events: how exact the window's ends are, when nothing is delivered.
@@ -159,6 +159,16 @@ pub fn measure(
     Traffic::start(fleet, pids, publisher, spec)?.finish(fleet)
 }
 
+/// The same with whoever keeps the schedule: `start` gives the thread that does, or waits for it.
+pub fn measure_with(
+    fleet: &mut Fleet,
+    pids: &[u32],
+    start: impl FnOnce(Job) -> anyhow::Result<JoinHandle<Published>>,
+    spec: &Spec,
+) -> anyhow::Result<Measured> {
+    Traffic::start_with(fleet, pids, start, spec)?.finish(fleet)
+}
+
 /// A measurement under way: for callers that do something to the fleet meanwhile.
 pub struct Traffic<'a> {
     pids: &'a [u32],
@@ -183,6 +193,15 @@ impl<'a> Traffic<'a> {
         publisher: Box<dyn Publisher>,
         spec: &'a Spec,
     ) -> anyhow::Result<Self> {
+        Self::start_with(fleet, pids, |job| publish::start(publisher, job), spec)
+    }
+
+    fn start_with(
+        fleet: &mut Fleet,
+        pids: &'a [u32],
+        start: impl FnOnce(Job) -> anyhow::Result<JoinHandle<Published>>,
+        spec: &'a Spec,
+    ) -> anyhow::Result<Self> {
         let schedule = spec.schedule(&fleet.shared.channels);
         let window_ns = spec.window(schedule.start_ns);
         fleet.begin(Expected {
@@ -199,7 +218,8 @@ impl<'a> Traffic<'a> {
         let subscribers = (0..fleet.groups.len()).map(subscribers).collect();
         let progress = Arc::new(Progress::default());
         let start_ns = schedule.start_ns;
-        let publisher = publish::start(publisher, schedule, window_ns.clone(), progress.clone())?;
+        let job = Job { schedule, window_ns: window_ns.clone(), progress: progress.clone() };
+        let publisher = start(job)?;
         Ok(Self {
             pids,
             label: &spec.label,

@@ -11,6 +11,7 @@ use crate::cli::{LoadArgs, SlowArgs};
 use crate::fleet::{Fleet, Pace, Plan};
 use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure;
+use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, median};
@@ -69,18 +70,13 @@ pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<Verdi
     args.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
-    let mut pairs = Vec::new();
-    for nth in 0..args.pairs {
-        let mut sides = [None, None];
-        for burdened in [nth % 2 == 1, nth % 2 == 0] {
-            let what = if burdened { "with" } else { "without" };
-            let label = format!("pair {} of {}, {what}:", nth + 1, args.pairs);
-            sides[usize::from(burdened)] = Some(side(args, &target, burdened, &label)?);
-        }
-        if let [Some(without), Some(with)] = sides {
-            pairs.push(Pair { without, with });
-        }
-    }
+    let pairs = pairs::measure(
+        &mut (),
+        args.pairs,
+        |_, label| side(args, &target, false, &format!("{label}, without:")),
+        |_, label| side(args, &target, true, &format!("{label}, with:")),
+    )?;
+    let pairs = pairs.into_iter().map(|pair| Pair { without: pair.a, with: pair.b }).collect();
     let report = report(args, pairs, command_line);
     table(&report).print();
     args.output.write(&report, page)?;

@@ -22,6 +22,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+/// For benches/demux only.
+#[doc(hidden)]
+pub use interest::Interest;
+
 use crate::channel::ChannelId;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;

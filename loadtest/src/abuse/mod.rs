@@ -13,6 +13,7 @@ use crate::cli::{AbuseArgs, LoadArgs};
 use crate::clock::SECOND_NS;
 use crate::fleet::Fleet;
 use crate::measure;
+use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
@@ -95,25 +96,29 @@ fn besieged(args: &AbuseArgs, target: &Target) -> anyhow::Result<Vec<Pair>> {
     let load = &args.load;
     let mut fleet = Fleet::new(run::shared(load, target)?, run::plans(load))?;
     run::connect(&mut fleet, load, target)?;
-    let mut pairs = Vec::new();
-    for nth in 0..args.pairs {
-        let mut sides = [None, None];
-        let mut deeds = DeedsByKind::new();
-        for attacked in [nth % 2 == 1, nth % 2 == 0] {
-            let what = if attacked { "with" } else { "without" };
-            let label = format!("pair {} of {}, {what}:", nth + 1, args.pairs);
-            let siege = attacked.then(|| Siege::start(attack(args, target))).transpose()?;
-            let side = window(&mut fleet, args, target, &label);
-            deeds = siege.map_or(deeds, Siege::stop);
-            sides[usize::from(attacked)] = Some(side?);
-            // The server tidies up before the next one.
-            measure::idle(&mut fleet, (args.rest * SECOND_NS as f64) as u64)?;
-        }
-        if let [Some(without), Some(with)] = sides {
-            pairs.push(Pair { without, with, deeds });
-        }
-    }
-    Ok(pairs)
+    // The server tidies up before the next one.
+    let rest = |fleet: &mut Fleet| measure::idle(fleet, (args.rest * SECOND_NS as f64) as u64);
+    let pairs = pairs::measure(
+        &mut fleet,
+        args.pairs,
+        |fleet, label| {
+            let side = window(fleet, args, target, &format!("{label}, without:"))?;
+            rest(fleet).map(|()| side)
+        },
+        |fleet, label| {
+            let siege = Siege::start(attack(args, target))?;
+            let side = window(fleet, args, target, &format!("{label}, with:"));
+            let deeds = siege.stop();
+            let side = side?;
+            rest(fleet).map(|()| (side, deeds))
+        },
+    )?;
+    let pairs = pairs.into_iter().map(|pairs::Pair { a: without, b: (with, deeds) }| Pair {
+        without,
+        with,
+        deeds,
+    });
+    Ok(pairs.collect())
 }
 
 fn attack(args: &AbuseArgs, target: &Target) -> Attack {

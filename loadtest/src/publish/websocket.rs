@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use memchr::memmem;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Publisher;
 use crate::frame;
@@ -27,7 +27,7 @@ const CONTROL_BYTES_MAX: usize = 125;
 /// What Centrifuge servers send as a ping, and want back.
 const CENTRIFUGE_PING: &[u8] = b"{}";
 
-#[derive(Args, Clone, Debug, Serialize)]
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
 pub struct WebSocketArgs {
     /// Path and query of the endpoint that takes publications (websocket only)
     #[arg(long, value_name = "PATH")]
