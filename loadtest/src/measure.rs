@@ -250,12 +250,16 @@ impl<'a> Traffic<'a> {
             self.end = Some(Reading::take(fleet, self.pids));
         }
         if self.timeline.is_due(now) {
-            let n_sent = self.progress.n_sent.load(Ordering::Relaxed);
-            let sample = self.timeline.look(fleet, self.pids, n_sent, now);
-            self.rss_max = self.rss_max.max(sample.memory.rss);
-            eprintln!("{} {sample}", self.label);
+            self.look(fleet, now);
         }
         Ok(())
+    }
+
+    fn look(&mut self, fleet: &Fleet, now: u64) {
+        let n_sent = self.progress.n_sent.load(Ordering::Relaxed);
+        let sample = self.timeline.look(fleet, self.pids, n_sent, now);
+        self.rss_max = self.rss_max.max(sample.memory.rss);
+        eprintln!("{} {sample}", self.label);
     }
 
     /// Turns for so long.
@@ -287,6 +291,10 @@ impl<'a> Traffic<'a> {
             } else if now > last_delivery_ns + self.drain_ns || self.is_complete(fleet) {
                 break;
             }
+        }
+        // All may be there a moment before the last look is due.
+        if self.timeline.is_nearly_due(now_ns()) {
+            self.look(fleet, now_ns());
         }
         let end = self.end.unwrap_or_else(|| Reading::take(fleet, self.pids));
         let publisher = self.publisher.take().map(JoinHandle::join);

@@ -118,6 +118,11 @@ impl Timeline {
         now_ns >= self.next_ns
     }
 
+    /// More than half of the way.
+    pub fn is_nearly_due(&self, now_ns: u64) -> bool {
+        now_ns + self.looks.every_ns / 2 >= self.next_ns
+    }
+
     /// Looks, and keeps what it saw if that is all of the window.
     pub fn look(&mut self, fleet: &Fleet, pids: &[u32], n_sent: u64, now_ns: u64) -> Sample {
         self.next_ns = now_ns.max(self.next_ns + self.looks.every_ns);

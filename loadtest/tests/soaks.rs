@@ -47,6 +47,7 @@ fn what_grows_shows() {
     assert!(grown(&memory, "anon_bytes") > 5e6, "{memory:#}");
     let lost = |report: &Value| -> Vec<u64> {
         let samples = report["timeline"].as_array().unwrap();
+        // Every 0.2 s of 2 s; the first of all begins before the window does.
         assert!((9..=10).contains(&samples.len()), "{report:#}");
         samples.iter().map(|sample| sample["lost"].as_u64().unwrap()).collect()
     };
