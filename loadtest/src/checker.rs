@@ -38,6 +38,11 @@ impl Flow {
         Self { channel, next: 0, seen: 0 }
     }
 
+    /// How many there are up to the highest number received.
+    pub fn n_reached(&self) -> u64 {
+        self.next.into()
+    }
+
     #[inline]
     pub fn take(&mut self, seq: u32) -> Verdict {
         if seq >= self.next {

@@ -21,6 +21,7 @@ use crate::protocol::Tokens;
 use crate::puppet::{Dice, Ended, Puppet};
 use crate::report::{Environment, Table, write_json};
 use crate::server::Target;
+use crate::verdict::Verdict;
 
 const OTHER_FDS: usize = 64;
 const N_SOURCES: usize = 50;
@@ -37,7 +38,7 @@ pub struct ChurnReport {
     /// After each round.
     pub rests: Vec<Look>,
     pub visits: Visits,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 /// What the server holds at a time.
@@ -61,7 +62,7 @@ pub struct Visits {
     pub cut: u64,
 }
 
-pub fn command(args: &ChurnArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &ChurnArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.visitors + OTHER_FDS)?;
     let target = args.target.open(true)?;
@@ -73,7 +74,7 @@ pub fn command(args: &ChurnArgs, command_line: &[String]) -> anyhow::Result<bool
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
-    Ok(report.passed)
+    Ok(report.verdict)
 }
 
 fn churn(
@@ -93,7 +94,7 @@ fn churn(
         looks: Vec::new(),
         rests: Vec::new(),
         visits: Visits::default(),
-        passed: false,
+        verdict: Verdict::Failed,
     };
     for round in 1..=args.rounds {
         let mut next_look_ns = now_ns() + (args.every * SECOND_NS as f64) as u64;
@@ -111,7 +112,7 @@ fn churn(
         report.rests.push(look);
     }
     report.visits = crowd.visits;
-    report.passed = is_clean(&report.base, &report.rests);
+    report.verdict = is_clean(&report.base, &report.rests).into();
     Ok(report)
 }
 
@@ -119,8 +120,13 @@ fn is_clean(base: &Look, rests: &[Look]) -> bool {
     let [first, .., last] = rests else {
         return rests.iter().all(|look| look.is_back_at(base));
     };
-    let allowed = (first.memory.anon as f64 * GROWTH_MAX) as u64 + GROWTH_BYTES_MAX;
+    let allowed = memory_allowed(first.memory.anon);
     rests.iter().all(|look| look.is_back_at(base)) && last.memory.anon <= allowed
+}
+
+/// What private memory may come to if it is this at first.
+pub fn memory_allowed(anon_bytes: u64) -> u64 {
+    (anon_bytes as f64 * GROWTH_MAX) as u64 + GROWTH_BYTES_MAX
 }
 
 impl Look {
@@ -197,8 +203,8 @@ fn table(report: &ChurnReport) -> Table {
             visits.begun, visits.upgraded, visits.names, visits.cut
         ),
     );
-    table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
+    table.verdict(
+        report.verdict,
         "descriptors, connections and Redis' channels back at the base, memory steady",
     );
     table

@@ -6,11 +6,17 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::ceiling::{CeilingArgs, ShareArgs};
+use crate::guard::GuardArgs;
 use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
-use crate::publish::{Http, Publisher, PublisherName, Redis};
+use crate::publish::{Http, Publisher, PublisherName, Redis, WebSocket, WebSocketArgs};
+use crate::report::OutputArgs;
 use crate::server::{Start, Target};
+use crate::soak::SoakArgs;
+use crate::storm::StormArgs;
+use crate::sweep::SweepArgs;
 
 #[derive(Parser)]
 #[command(
@@ -18,7 +24,7 @@ use crate::server::{Start, Target};
     about = "Open-loop load on a WebSocket hub",
     after_help = "LOADTEST_API_KEY: the key of the publish API; LOADTEST_TOKEN_SECRET: signs a \
                   connection token (HS256) for each client.\nExit codes: 0 all as it must be, 1 \
-                  not, 64 could not run."
+                  not, 2 can't tell (the client was the bottleneck), 64 could not run."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -40,6 +46,25 @@ pub enum Command {
     Slow(SlowArgs),
     /// Clients come and go in every way: does anything stay behind?
     Churn(ChurnArgs),
+    /// Everybody drops and comes back at once, again and again
+    #[command(
+        mut_arg("rate", |arg| arg.default_value("50")),
+        mut_arg("seconds", |arg| arg.hide(true)),
+        mut_arg("warm_up", |arg| arg.hide(true))
+    )]
+    Storm(StormArgs),
+    /// A fresh server for each of many settings: how many shards, which write delay?
+    Sweep(SweepArgs),
+    /// A run of hours: does anything grow?
+    #[command(mut_arg("seconds", |arg| arg.default_value("3600")))]
+    Soak(SoakArgs),
+    /// The same load without a hub: what the kernel charges
+    Ceiling(CeilingArgs),
+    /// Two builds of hubbub in pairs: does the second cost more?
+    Guard(GuardArgs),
+    /// The process that `ceiling` measures
+    #[command(hide = true)]
+    CeilingServer,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -48,9 +73,10 @@ pub struct RunArgs {
     pub target: TargetArgs,
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub share: ShareArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -110,9 +136,8 @@ pub struct SlowArgs {
     /// Of runs without and with them
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub pairs: usize,
-    /// Writes everything measured here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 impl SlowArgs {
@@ -196,7 +221,7 @@ pub struct TargetArgs {
 }
 
 /// How much of what.
-#[derive(Args, Clone, Debug, serde::Serialize)]
+#[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub connections: usize,
@@ -234,6 +259,8 @@ pub struct LoadArgs {
     /// Requests in flight on each of them
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub http_in_flight: usize,
+    #[command(flatten)]
+    pub websocket: WebSocketArgs,
     /// Load before the window, not measured
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub warm_up: f64,
@@ -257,7 +284,7 @@ pub struct LoadArgs {
     pub connect_timeout: f64,
 }
 
-fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
+pub fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
     if (0.0..86_400.0).contains(&seconds) {
         Ok(())
     } else {
@@ -265,7 +292,7 @@ fn check_wait(flag: &str, seconds: f64) -> anyhow::Result<()> {
     }
 }
 
-fn name_and_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
@@ -320,6 +347,16 @@ impl LoadArgs {
                 bail!("{flag}: above 0");
             }
         }
+        let seconds = self.warm_up + self.seconds;
+        if seconds > payload::RUN_S_MAX {
+            bail!("--seconds: at most {} with the warm-up", payload::RUN_S_MAX);
+        }
+        if self.rate * seconds / self.channels as f64 >= f64::from(u32::MAX) {
+            bail!("--rate, --seconds: publications of a channel are numbered in 32 bits");
+        }
+        if self.publisher == PublisherName::WebSocket {
+            self.websocket.check()?;
+        }
         let waits = [
             ("--warm-up", self.warm_up),
             ("--drain", self.drain),
@@ -372,6 +409,9 @@ impl LoadArgs {
                 let address = target.redis.context("no Redis to publish to")?;
                 Box::new(Redis::connect(address, redis_prefix)?)
             }
+            PublisherName::WebSocket => {
+                Box::new(WebSocket::connect(target.address, &self.websocket)?)
+            }
             PublisherName::Http => Box::new(Http::connect(
                 target.address,
                 target.api_key.as_deref(),
@@ -413,6 +453,10 @@ mod tests {
             &["--rate", "0"],
             &["--rate", "NaN"],
             &["--drain", "inf"],
+            &["--publisher", "websocket"],
+            &["--publisher", "websocket", "--publish-path", "/", "--publish-message", "x"],
+            &["--seconds", "300000"],
+            &["--seconds", "100000", "--rate", "50000"],
         ];
         for args in bad {
             assert!(load(args).check().is_err(), "{args:?}");

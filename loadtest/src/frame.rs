@@ -52,19 +52,39 @@ pub fn put(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 
 /// Appends head and mask only, with any first byte and any length: what attackers need too.
 pub fn put_head(out: &mut Vec<u8>, first: u8, payload_bytes: u64) {
+    put_length(out, first, 0x80, payload_bytes);
+    out.extend_from_slice(&MASK);
+}
+
+/// The head of a server's frame, for the server that the ceiling is measured with.
+pub fn put_unmasked_head(out: &mut Vec<u8>, opcode: u8, payload_bytes: u64) {
+    put_length(out, 0x80 | opcode, 0, payload_bytes);
+}
+
+fn put_length(out: &mut Vec<u8>, first: u8, mask_bit: u8, payload_bytes: u64) {
     out.push(first);
     match payload_bytes {
-        0..126 => out.push(0x80 | payload_bytes as u8),
+        0..126 => out.push(mask_bit | payload_bytes as u8),
         126..0x1_0000 => {
-            out.push(0x80 | 126);
+            out.push(mask_bit | 126);
             out.extend_from_slice(&(payload_bytes as u16).to_be_bytes());
         }
         _ => {
-            out.push(0x80 | 127);
+            out.push(mask_bit | 127);
             out.extend_from_slice(&payload_bytes.to_be_bytes());
         }
     }
-    out.extend_from_slice(&MASK);
+}
+
+/// A close frame's code and reason.
+pub fn close_label(payload: &[u8]) -> String {
+    match payload {
+        [a, b, reason @ ..] => {
+            let code = u16::from_be_bytes([*a, *b]);
+            format!("{code} {}", String::from_utf8_lossy(reason)).trim_end().to_owned()
+        }
+        _ => "close without code".to_owned(),
+    }
 }
 
 /// The request that opens a WebSocket.

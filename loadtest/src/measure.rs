@@ -1,12 +1,13 @@
 //! One measurement over open connections: warm-up, window, drain.
 //!
-//! The publisher thread keeps the schedule; the calling thread turns the fleet. In a burst
-//! everything is the window. Latency counts for publications *intended* in the window, server CPU
-//! and deliveries for the window's time.
+//! The publisher thread keeps the schedule; the calling thread turns the fleet. In a burst, and in a
+//! load without an end, everything is the window. Latency counts for publications *intended* in the
+//! window, server CPU and deliveries for the window's time.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -15,7 +16,8 @@ use crate::checker::Expected;
 use crate::clock::{MS_NS, SECOND_NS, now_ns, seconds, thread_cpu_ns};
 use crate::fleet::{Fleet, Group};
 use crate::process::{Cpu, Memory};
-use crate::publish::{self, Progress, Published, Publisher, Schedule};
+use crate::publish::{self, Job, Progress, Published, Publisher, Schedule};
+use crate::timeline::{Looks, Sample, Timeline};
 
 /// How long a turn waits for events: how exact the window's ends are, when nothing is delivered.
 const TURN: Duration = Duration::from_millis(2);
@@ -28,17 +30,30 @@ pub struct Spec {
     /// Tells this measurement's publications from another's.
     pub run: u16,
     pub payload_bytes: usize,
+    /// Publishes to so many of the fleet's channels, the first ones.
+    pub n_channels: usize,
     pub load: Load,
     /// The end, if nothing is delivered for so long after the last publication.
     pub drain_ns: u64,
     /// Before each line of progress.
     pub label: String,
+    pub looks: Looks,
 }
 
 #[derive(Copy, Clone, Debug)]
 pub enum Load {
-    Steady { rate: f64, warm_up_ns: u64, window_ns: u64 },
-    Burst { n_publications: u64 },
+    Steady {
+        rate: f64,
+        warm_up_ns: u64,
+        window_ns: u64,
+    },
+    Burst {
+        n_publications: u64,
+    },
+    /// Until [`Traffic::finish`]; all of it is the window.
+    Endless {
+        rate: f64,
+    },
 }
 
 /// What came of it.
@@ -50,6 +65,7 @@ pub struct Measured {
     pub memory: Memory,
     /// The most of all looks at it, one a progress line.
     pub rss_max: u64,
+    pub timeline: Vec<Sample>,
 }
 
 #[derive(Clone, Debug)]
@@ -111,11 +127,12 @@ impl Spec {
                 (Some(rate), (rate * seconds(warm_up_ns + window_ns)).round() as u64)
             }
             Load::Burst { n_publications } => (None, n_publications),
+            Load::Endless { rate } => (Some(rate), u64::MAX),
         };
         Schedule {
             run: self.run,
             payload_bytes: self.payload_bytes,
-            channels: channels.to_vec(),
+            channels: channels[..self.n_channels].to_vec(),
             start_ns: now_ns() + LEAD_NS,
             n_publications,
             rate,
@@ -127,7 +144,7 @@ impl Spec {
             Load::Steady { warm_up_ns, window_ns, .. } => {
                 start_ns + warm_up_ns..start_ns + warm_up_ns + window_ns
             }
-            Load::Burst { .. } => start_ns..u64::MAX,
+            Load::Burst { .. } | Load::Endless { .. } => start_ns..u64::MAX,
         }
     }
 }
@@ -139,117 +156,188 @@ pub fn measure(
     publisher: Box<dyn Publisher>,
     spec: &Spec,
 ) -> anyhow::Result<Measured> {
-    let schedule = spec.schedule(&fleet.shared.channels);
-    let window_ns = spec.window(schedule.start_ns);
-    fleet.begin(Expected {
-        run: spec.run,
-        payload_bytes: spec.payload_bytes,
-        epoch_ns: schedule.start_ns,
-        window_ns: window_ns.clone(),
-    });
-    let subscribers: Vec<Vec<u64>> =
-        (0..fleet.groups.len()).map(|group| fleet.subscribers(group)).collect();
-    let progress = Arc::new(Progress::default());
-    let thread = publish::start(publisher, schedule, window_ns.clone(), progress.clone())?;
-    let mut drive = Drive {
-        pids,
-        label: &spec.label,
-        window_ns,
-        drain_ns: spec.drain_ns,
-        n_subscribers: subscribers[0].iter().sum(),
-        rss_max: 0,
-    };
-    let outcome = drive.run(fleet, &progress);
-    progress.stop.store(true, Ordering::Relaxed);
-    let Ok(published) = thread.join() else { bail!("the publisher's thread panicked") };
-    let window = outcome?;
-    let of_group = |(group, subscribers): (&Group, &Vec<u64>)| GroupMeasured {
-        group: group.clone(),
-        n_expected: subscribers.iter().zip(0..).map(|(n, ch)| n * published.delivered(ch)).sum(),
-    };
-    let memory = Memory::of(pids);
-    Ok(Measured {
-        groups: fleet.groups.iter().zip(&subscribers).map(of_group).collect(),
-        published,
-        window,
-        memory,
-        rss_max: drive.rss_max.max(memory.rss),
-    })
+    Traffic::start(fleet, pids, publisher, spec)?.finish(fleet)
 }
 
-struct Drive<'a> {
+/// The same with whoever keeps the schedule: `start` gives the thread that does, or waits for it.
+pub fn measure_with(
+    fleet: &mut Fleet,
+    pids: &[u32],
+    start: impl FnOnce(Job) -> anyhow::Result<JoinHandle<Published>>,
+    spec: &Spec,
+) -> anyhow::Result<Measured> {
+    Traffic::start_with(fleet, pids, start, spec)?.finish(fleet)
+}
+
+/// A measurement under way: for callers that do something to the fleet meanwhile.
+pub struct Traffic<'a> {
     pids: &'a [u32],
     label: &'a str,
     window_ns: Range<u64>,
     drain_ns: u64,
-    n_subscribers: u64,
+    /// Of each group, by channel that is published to, at the start.
+    subscribers: Vec<Vec<u64>>,
+    progress: Arc<Progress>,
+    publisher: Option<JoinHandle<Published>>,
+    is_endless: bool,
+    start: Option<Reading>,
+    end: Option<Reading>,
+    timeline: Timeline,
     rss_max: u64,
 }
 
-impl Drive<'_> {
-    fn run(&mut self, fleet: &mut Fleet, progress: &Progress) -> anyhow::Result<Window> {
-        let mut start = None;
-        let mut end = None;
+impl<'a> Traffic<'a> {
+    pub fn start(
+        fleet: &mut Fleet,
+        pids: &'a [u32],
+        publisher: Box<dyn Publisher>,
+        spec: &'a Spec,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(fleet, pids, |job| publish::start(publisher, job), spec)
+    }
+
+    fn start_with(
+        fleet: &mut Fleet,
+        pids: &'a [u32],
+        start: impl FnOnce(Job) -> anyhow::Result<JoinHandle<Published>>,
+        spec: &'a Spec,
+    ) -> anyhow::Result<Self> {
+        let schedule = spec.schedule(&fleet.shared.channels);
+        let window_ns = spec.window(schedule.start_ns);
+        fleet.begin(Expected {
+            run: spec.run,
+            payload_bytes: spec.payload_bytes,
+            epoch_ns: schedule.start_ns,
+            window_ns: window_ns.clone(),
+        });
+        let subscribers = |group| {
+            let mut all = fleet.subscribers(group);
+            all.truncate(spec.n_channels);
+            all
+        };
+        let subscribers = (0..fleet.groups.len()).map(subscribers).collect();
+        let progress = Arc::new(Progress::default());
+        let start_ns = schedule.start_ns;
+        let job = Job { schedule, window_ns: window_ns.clone(), progress: progress.clone() };
+        let publisher = start(job)?;
+        Ok(Self {
+            pids,
+            label: &spec.label,
+            timeline: Timeline::new(start_ns, window_ns.clone(), pids, spec.looks),
+            window_ns,
+            drain_ns: spec.drain_ns,
+            subscribers,
+            progress,
+            publisher: Some(publisher),
+            is_endless: matches!(spec.load, Load::Endless { .. }),
+            start: None,
+            end: None,
+            rss_max: 0,
+        })
+    }
+
+    /// Waits a little for events, handles them, and looks at the clock.
+    pub fn turn(&mut self, fleet: &mut Fleet) -> anyhow::Result<()> {
+        fleet.turn(TURN)?;
+        let now = now_ns();
+        if self.start.is_none() && now + LEAD_NS / 2 >= self.window_ns.start {
+            // Without a warm-up the first publication must not be before this.
+            if self.window_ns.end == u64::MAX || now >= self.window_ns.start {
+                self.start = Some(Reading::take(fleet, self.pids));
+            }
+        }
+        if self.end.is_none() && now >= self.window_ns.end {
+            self.end = Some(Reading::take(fleet, self.pids));
+        }
+        if self.timeline.is_due(now) {
+            self.look(fleet, now);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, fleet: &Fleet, now: u64) {
+        let n_sent = self.progress.n_sent.load(Ordering::Relaxed);
+        let sample = self.timeline.look(fleet, self.pids, n_sent, now);
+        self.rss_max = self.rss_max.max(sample.memory.rss);
+        eprintln!("{} {sample}", self.label);
+    }
+
+    /// Turns for so long.
+    pub fn turn_for(&mut self, fleet: &mut Fleet, duration_ns: u64) -> anyhow::Result<()> {
+        let end_ns = now_ns() + duration_ns;
+        while now_ns() < end_ns {
+            self.turn(fleet)?;
+        }
+        Ok(())
+    }
+
+    /// Turns until the publisher is at its end and all is delivered, or nothing comes any more. If
+    /// the load has no end of its own, this is it.
+    pub fn finish(mut self, fleet: &mut Fleet) -> anyhow::Result<Measured> {
+        if self.is_endless {
+            self.progress.stop.store(true, Ordering::Relaxed);
+            self.end = Some(Reading::take(fleet, self.pids));
+        }
         let (mut n_received, mut last_delivery_ns) = (0, now_ns());
-        let mut next_line_ns = now_ns() + SECOND_NS;
         loop {
-            fleet.turn(TURN)?;
+            self.turn(fleet)?;
             let now = now_ns();
-            if start.is_none() && now + LEAD_NS / 2 >= self.window_ns.start {
-                // In a burst the first publication must not be before this.
-                if self.window_ns.end == u64::MAX || now >= self.window_ns.start {
-                    start = Some(Reading::take(fleet, self.pids));
-                }
-            }
-            if end.is_none() && now >= self.window_ns.end {
-                end = Some(Reading::take(fleet, self.pids));
-            }
             let received = fleet.groups[0].tally.received;
             if received > n_received {
                 (n_received, last_delivery_ns) = (received, now);
             }
-            if progress.is_done.load(Ordering::Acquire) {
-                let is_quiet = now > last_delivery_ns + self.drain_ns;
-                if is_quiet || self.is_complete(fleet, progress) {
-                    break;
-                }
-            } else {
+            if !self.progress.is_done.load(Ordering::Acquire) {
                 last_delivery_ns = now;
-            }
-            if now >= next_line_ns {
-                next_line_ns += SECOND_NS;
-                self.tell(fleet, progress);
+            } else if now > last_delivery_ns + self.drain_ns || self.is_complete(fleet) {
+                break;
             }
         }
-        let end = end.unwrap_or_else(|| Reading::take(fleet, self.pids));
-        let Some(start) = start else { bail!("the window never began") };
-        Ok(end.since(start))
+        // All may be there a moment before the last look is due.
+        if self.timeline.is_nearly_due(now_ns()) {
+            self.look(fleet, now_ns());
+        }
+        let end = self.end.unwrap_or_else(|| Reading::take(fleet, self.pids));
+        let publisher = self.publisher.take().map(JoinHandle::join);
+        let Some(Ok(published)) = publisher else { bail!("the publisher's thread panicked") };
+        let Some(start) = self.start else {
+            bail!("the window never began: {}", published.error.unwrap_or_default());
+        };
+        let of_group = |(group, subscribers): (&Group, &Vec<u64>)| GroupMeasured {
+            group: group.clone(),
+            n_expected: subscribers
+                .iter()
+                .zip(0..)
+                .map(|(n, ch)| n * published.delivered(ch))
+                .sum(),
+        };
+        let memory = Memory::of(self.pids);
+        Ok(Measured {
+            groups: fleet.groups.iter().zip(&self.subscribers).map(of_group).collect(),
+            published,
+            window: end.since(start),
+            memory,
+            rss_max: self.rss_max.max(memory.rss),
+            timeline: self.timeline.take_samples(),
+        })
     }
 
     /// Whether the first group has all (the others may be slow). With one channel, or all channels
     /// by all: exact. Otherwise the drain ends it.
-    fn is_complete(&self, fleet: &Fleet, progress: &Progress) -> bool {
+    fn is_complete(&self, fleet: &Fleet) -> bool {
+        let n_subscribers: u64 = self.subscribers[0].iter().sum();
         let unique = fleet.groups[0].tally.unique;
-        let n_channels = fleet.shared.channels.len() as u64;
-        unique * n_channels >= progress.n_sent.load(Ordering::Relaxed) * self.n_subscribers
+        let n_channels = self.subscribers[0].len() as u64;
+        unique * n_channels >= self.progress.n_sent.load(Ordering::Relaxed) * n_subscribers
     }
+}
 
-    fn tell(&mut self, fleet: &Fleet, progress: &Progress) {
-        let memory = Memory::of(self.pids);
-        self.rss_max = self.rss_max.max(memory.rss);
-        let tally = &fleet.groups[0].tally;
-        let n_ended: u64 = fleet.groups.iter().map(Group::n_ended).sum();
-        let ms = |quantile| tally.latency_us.value_at_quantile(quantile) as f64 / 1000.0;
-        eprintln!(
-            "{} sent {}, received {}, p50 {:.2} ms, p99 {:.2} ms, closed {}, server RSS {} MB",
-            self.label,
-            progress.n_sent.load(Ordering::Relaxed),
-            fleet.n_received(),
-            ms(0.5),
-            ms(0.99),
-            n_ended,
-            memory.rss >> 20,
-        );
+impl Drop for Traffic<'_> {
+    /// After an error there may be a publisher yet.
+    fn drop(&mut self) {
+        self.progress.stop.store(true, Ordering::Relaxed);
+        if let Some(publisher) = self.publisher.take() {
+            let _ = publisher.join();
+        }
     }
 }
 

@@ -8,6 +8,9 @@
 /// The shortest payload: no filler.
 pub const BYTES_MIN: usize = HEAD.len() + DIGITS + MIDDLE.len() + TAIL.len();
 
+/// Seconds that a run may last, as the intended time has 48 bits of nanoseconds: three days.
+pub const RUN_S_MAX: f64 = 259_200.0;
+
 const HEAD: &[u8] = b"{\"l\":\"";
 const MIDDLE: &[u8] = b"\",\"f\":\"";
 const TAIL: &[u8] = b"\"}";
@@ -66,7 +69,7 @@ pub struct Stamp {
     pub channel: u32,
     /// From 0 in each channel.
     pub seq: u32,
-    /// When it was to be sent, nanoseconds since the run's epoch; below 2^48, three days.
+    /// When it was to be sent, nanoseconds since the run's epoch; below [`RUN_S_MAX`].
     pub intended_ns: u64,
 }
 

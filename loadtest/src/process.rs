@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
 /// CPU time of a process, all its living threads together.
@@ -93,7 +93,12 @@ impl Memory {
 
 /// How many file descriptors a process has open.
 pub fn n_fds(pids: &[u32]) -> usize {
-    let of_one = |pid: &u32| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    // Since Linux 6.2 it is the folder's size; before, there is nothing but to count.
+    let of_one = |pid: &u32| {
+        let folder = format!("/proc/{pid}/fd");
+        let size = fs::metadata(&folder).map_or(0, |it| it.len() as usize);
+        if size > 0 { size } else { fs::read_dir(folder).map_or(0, Iterator::count) }
+    };
     pids.iter().map(of_one).sum()
 }
 
@@ -151,6 +156,16 @@ pub fn pin(cpus: &Cpus) -> anyhow::Result<()> {
         set.set(cpu);
     }
     sched_setaffinity(None, &set).with_context(|| format!("pinning to the CPUs {cpus}"))
+}
+
+/// The CPUs that a process may use, or the calling thread.
+pub fn cpus_of(pid: Option<u32>) -> anyhow::Result<Cpus> {
+    let pid = match pid {
+        Some(pid) => Some(i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid")?),
+        None => None,
+    };
+    let set = sched_getaffinity(pid).context("asking for CPUs")?;
+    Ok(Cpus((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()))
 }
 
 /// Only works for processes that are ours to signal.

@@ -37,7 +37,9 @@ pub struct Greeting {
     pub n_accepted: u32,
 }
 
-#[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ProtocolName {
     /// Centrifuge JSON: hubbub, Centrifugo

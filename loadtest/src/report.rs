@@ -1,18 +1,20 @@
 //! What is told in the end: serializable, and as a table.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::clock::seconds;
+use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure::{GroupMeasured, Measured};
+use crate::verdict::Verdict;
 
 /// Above this share of a core the client may be what was measured.
-const BUSY_SHARE: f64 = 0.9;
+pub const BUSY_SHARE: f64 = 0.9;
 /// A publisher this late adds to what is measured, microseconds.
 const LATE_US: u64 = 2_000;
 
@@ -35,7 +37,8 @@ impl Environment {
             command_line: command_line.iter().map(|arg| mask(arg)).collect(),
             commit: commit(),
             cpu: model.unwrap_or_default().trim_start_matches([':', '\t', ' ']).to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            // Of the machine, not those that this process is pinned to.
+            cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count().max(1),
             kernel: version.split(' ').nth(2).unwrap_or_default().to_owned(),
         }
     }
@@ -80,6 +83,41 @@ impl Latency {
     }
 }
 
+/// So many percent took at most so long.
+#[derive(Copy, Clone, Debug, PartialEq, Serialize)]
+pub struct CurvePoint {
+    pub percentile: f64,
+    pub ms: f64,
+}
+
+/// Closer together towards 100 %. The last one is the maximum, at the middle of the last value's share.
+fn curve(histogram_us: &Histogram<u64>) -> Vec<CurvePoint> {
+    let ms = |us: u64| us as f64 / 1000.0;
+    let steps = histogram_us.iter_quantiles(3).filter(|step| step.quantile() < 1.0);
+    let mut curve: Vec<CurvePoint> = steps
+        .map(|step| CurvePoint {
+            percentile: step.quantile_iterated_to() * 100.0,
+            ms: ms(step.value_iterated_to()),
+        })
+        .filter(|point| point.percentile < 100.0)
+        .collect();
+    if !histogram_us.is_empty() {
+        let percentile = 100.0 * (1.0 - 0.5 / histogram_us.len() as f64);
+        curve.retain(|point| point.percentile < percentile);
+        curve.push(CurvePoint { percentile, ms: ms(histogram_us.max()) });
+    }
+    curve
+}
+
+/// One line for each group; those of the same name look the same.
+pub fn curves(groups: &[(&str, &GroupReport)]) -> Plot {
+    let axes = (Axis::new("percentile", Scale::Nines), Axis::new("ms", Scale::Log));
+    let plot = Plot::new("Latency from the intended time", axes.0, axes.1);
+    groups.iter().fold(plot, |plot, (name, group)| {
+        plot.with(name, group.latency_curve.iter().map(|it| (it.percentile, it.ms)).collect())
+    })
+}
+
 /// What became of one group's deliveries and connections.
 #[derive(Clone, Debug, Serialize)]
 pub struct GroupReport {
@@ -94,6 +132,7 @@ pub struct GroupReport {
     pub stray: u64,
     pub delivery_ratio: f64,
     pub latency_ms: Latency,
+    pub latency_curve: Vec<CurvePoint>,
     /// By code and reason, or what else ended it.
     pub disconnects: BTreeMap<String, u64>,
     pub refused: BTreeMap<String, u64>,
@@ -115,6 +154,7 @@ impl GroupReport {
             stray: tally.stray,
             delivery_ratio: tally.unique as f64 / (*n_expected).max(1) as f64,
             latency_ms: Latency::of(&tally.latency_us),
+            latency_curve: curve(&tally.latency_us),
             disconnects: group.ended.clone(),
             refused: group.refused.clone(),
             unsubscribed: group.unsubscribed.clone(),
@@ -159,7 +199,7 @@ impl ServerReport {
 }
 
 /// How the client itself fared.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct ClientReport {
     pub subscribers_cpu_share: f64,
     pub publisher_cpu_share: f64,
@@ -208,11 +248,28 @@ impl ClientReport {
 
 /// A table of names and values.
 #[derive(Default)]
-pub struct Table(String);
+pub struct Table(Vec<(String, String)>);
 
 impl Table {
     pub fn row(&mut self, name: &str, value: impl std::fmt::Display) {
-        let _ = writeln!(self.0, "{name:<26} {value}");
+        self.0.push((name.to_owned(), value.to_string()));
+    }
+
+    /// The last row.
+    pub fn verdict(&mut self, verdict: Verdict, on: impl std::fmt::Display) {
+        if verdict == Verdict::Inconclusive {
+            self.row(
+                verdict.word(),
+                "the client was the bottleneck: what was compared may be its doing, not the server's",
+            );
+            self.row("judged", on);
+        } else {
+            self.row(verdict.word(), on);
+        }
+    }
+
+    pub fn rows(&self) -> &[(String, String)] {
+        &self.0
     }
 
     pub fn group(&mut self, group: &GroupReport) {
@@ -290,7 +347,36 @@ impl Table {
     }
 
     pub fn print(&self) {
-        print!("{}", self.0);
+        let line = |(name, value): &(String, String)| format!("{name:<26} {value}\n");
+        print!("{}", self.0.iter().map(line).collect::<String>());
+    }
+}
+
+/// Where reports go.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputArgs {
+    /// Writes everything measured here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// And here as a page with plots: one file, nothing fetched from anywhere
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    pub fn write<R: Serialize>(
+        &self,
+        report: &R,
+        page: impl FnOnce(&R) -> Page,
+    ) -> anyhow::Result<()> {
+        if let Some(path) = &self.json {
+            write_json(path, report)?;
+        }
+        if let Some(path) = &self.html {
+            std::fs::write(path, page(report).finish())
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 
@@ -320,6 +406,22 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn the_curve_ends_with_the_maximum() {
+        let mut histogram = crate::checker::histogram();
+        assert_eq!(curve(&histogram), []);
+        histogram.record_n(1000, 99).unwrap();
+        histogram.record(50_000).unwrap();
+        let curve = curve(&histogram);
+        assert!(
+            curve.is_sorted_by(|a, b| a.percentile < b.percentile && a.ms <= b.ms),
+            "{curve:?}"
+        );
+        assert_eq!(curve[0].ms, 1.0);
+        let last = curve.last().unwrap();
+        assert!(last.percentile == 99.5 && (last.ms - 50.0).abs() < 0.1, "{last:?}");
     }
 
     #[test]

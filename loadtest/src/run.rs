@@ -2,17 +2,23 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
+use crate::ceiling::{Ceiling, Share};
 use crate::checker::Expected;
 use crate::cli::{self, LoadArgs, RunArgs};
 use crate::clock::{SECOND_NS, seconds};
 use crate::fleet::{Fleet, Pace, Plan, Shared};
+use crate::html::Page;
 use crate::measure::{self, Load, Measured, Spec};
+use crate::pairs;
 use crate::process::{self, Memory};
 use crate::publish::PublisherName;
-use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, write_json};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves};
 use crate::server::Target;
+use crate::timeline::{self, Looks, Sample};
+use crate::verdict::Verdict;
 
 /// Descriptors besides those of the connections.
 const OTHER_FDS: usize = 64;
@@ -25,6 +31,9 @@ pub struct RunReport {
     pub subscribers: GroupReport,
     pub server: ServerReport,
     pub client: ClientReport,
+    pub timeline: Vec<Sample>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<Share>,
 }
 
 /// How the connections came to be.
@@ -43,27 +52,45 @@ impl RunReport {
 }
 
 /// Runs it, prints the table, writes the JSON; whether all was as it must be.
-pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &RunArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.load.check()?;
+    args.share.check(&args.load)?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
-    let report = run(&args.load, &target, &args.target.redis_prefix, command_line)?;
-    let mut table = Table::default();
-    table.row(
-        "connected",
-        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
-    );
-    table.group(&report.subscribers);
-    table.server(&report.server);
-    if report.connecting.server_anon_bytes_each > 0 {
-        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
+    let report = match args.share.ceiling {
+        None => run(&args.load, &target, &args.target.redis_prefix, command_line)?,
+        Some(group) => run_beside_the_ceiling(args, group, &target, command_line)?,
+    };
+    table(&report).print();
+    args.output.write(&report, page)?;
+    Ok(report.is_good().into())
+}
+
+/// In turn with the ceiling. What it reports in full is the first run, or the first that wasn't
+/// good.
+fn run_beside_the_ceiling(
+    args: &RunArgs,
+    group: u32,
+    target: &Target,
+    command_line: &[String],
+) -> anyhow::Result<RunReport> {
+    let RunArgs { load, target: at, share, .. } = args;
+    let ceiling = Ceiling::beside(group, target, at.server_cpus.as_ref())?;
+    let pairs = pairs::measure(
+        &mut (),
+        share.pairs,
+        |_, label| {
+            eprintln!("{label}: run");
+            run(load, target, &at.redis_prefix, command_line)
+        },
+        |_, label| ceiling.measure(load, &format!("{label}: ceiling"), command_line),
+    )?;
+    if let Some(bad) = pairs.iter().find(|pair| !pair.b.is_good()) {
+        bail!("the ceiling's own deliveries failed: {:?}", bad.b.subscribers);
     }
-    table.client(&report.client);
-    table.print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    Ok(report.is_good())
+    let shown = pairs.iter().find(|pair| !pair.a.is_good()).or(pairs.first());
+    let report = shown.context("invariant: at least one pair")?.a.clone();
+    Ok(RunReport { ceiling: Some(Share::of(group, &pairs)), ..report })
 }
 
 /// The run itself, against a server that is there.
@@ -95,7 +122,46 @@ fn report(
         subscribers: GroupReport::of(&measured.groups[0]),
         server: ServerReport::of(measured),
         client: ClientReport::of(measured, load.burst.is_some()),
+        ceiling: None,
+        timeline: measured.timeline.clone(),
     }
+}
+
+fn table(report: &RunReport) -> Table {
+    let mut table = Table::default();
+    table.row(
+        "connected",
+        format!("in {:.2} s: {:.0}/s", report.connecting.seconds, report.connecting.per_second),
+    );
+    table.group(&report.subscribers);
+    table.server(&report.server);
+    if report.connecting.server_anon_bytes_each > 0 {
+        table.row("RssAnon per connection", report.connecting.server_anon_bytes_each);
+    }
+    table.client(&report.client);
+    if let Some(share) = &report.ceiling {
+        table.share(share);
+    }
+    table.verdict(
+        report.is_good().into(),
+        "everything came, once, in order, undamaged; nobody was cut",
+    );
+    if !report.client.bottlenecks.is_empty() {
+        table.row(
+            Verdict::Inconclusive.word(),
+            "latency and rates, which nothing judges here: the client was the bottleneck",
+        );
+    }
+    table
+}
+
+fn page(report: &RunReport) -> Page {
+    let mut page = Page::new("run", Verdict::from(report.is_good()).word(), &report.environment);
+    page.table(&table(report));
+    page.plots(&[curves(&[("", &report.subscribers)])]);
+    page.heading("Over time");
+    page.plots(&timeline::plots(&report.timeline));
+    page
 }
 
 /// As many connections as asked for, all alike.
@@ -127,6 +193,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
     Spec {
         run: run_id(),
         payload_bytes: load.size,
+        n_channels: load.channels,
         load: match load.burst {
             Some(n_publications) => Load::Burst { n_publications },
             None => Load::Steady {
@@ -137,6 +204,7 @@ pub fn spec(load: &LoadArgs, label: &str) -> Spec {
         },
         drain_ns: ns(load.drain),
         label: label.to_owned(),
+        looks: Looks::over(ns(load.seconds)),
     }
 }
 

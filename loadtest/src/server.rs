@@ -66,16 +66,8 @@ impl Target {
             started.push(child);
             address
         });
-        // The hub takes over this thread's CPUs, so that no thread of it is ever elsewhere.
-        if let Some(cpus) = start.server_cpus {
-            process::pin(cpus)?;
-        }
         let api_key = format!("loadtest-{}", std::process::id());
-        let hub = start_hub(start, redis, &api_key);
-        if start.server_cpus.is_some() {
-            process::pin(start.client_cpus.unwrap_or(&all_cpus()))?;
-        }
-        let hub = hub?;
+        let hub = on_cpus(start.server_cpus, || start_hub(start, redis, &api_key))?;
         let (address, pid) = (hub.address, hub.child.pid());
         // Dropped in this order: a hub whose Redis goes first has something to say about it.
         started.insert(0, hub.child);
@@ -101,16 +93,26 @@ impl Target {
     }
 }
 
-fn all_cpus() -> Cpus {
-    Cpus((0..std::thread::available_parallelism().map_or(1, usize::from)).collect())
+/// Starts a server on its CPUs: it takes over this thread's, so that no thread of it is ever
+/// elsewhere. Then this thread is back where it was.
+pub(crate) fn on_cpus<T>(
+    cpus: Option<&Cpus>,
+    start: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let Some(cpus) = cpus else { return start() };
+    let own = process::cpus_of(None)?;
+    process::pin(cpus)?;
+    let started = start();
+    process::pin(&own)?;
+    started
 }
 
 /// A child that is stopped, by pid, when dropped.
 #[derive(Debug)]
-struct Started(Child);
+pub(crate) struct Started(pub(crate) Child);
 
 impl Started {
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
@@ -211,5 +213,20 @@ fn get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     match answer.split_once("\r\n\r\n") {
         Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.to_owned()),
         _ => bail!("{path}: {}", answer.lines().next().unwrap_or("no answer")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_started_on_its_cpus_and_the_client_is_back_on_its_own() {
+        let before = process::cpus_of(None).unwrap();
+        let one = Cpus(before.0[..1].to_vec());
+        assert_eq!(on_cpus(Some(&one), || process::cpus_of(None)).unwrap(), one);
+        assert_eq!(process::cpus_of(None).unwrap(), before);
+        assert!(on_cpus(Some(&one), || -> anyhow::Result<()> { bail!("no") }).is_err());
+        assert_eq!(process::cpus_of(None).unwrap(), before);
     }
 }

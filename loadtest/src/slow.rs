@@ -9,14 +9,15 @@ use serde::Serialize;
 
 use crate::cli::{LoadArgs, SlowArgs};
 use crate::fleet::{Fleet, Pace, Plan};
+use crate::html::{Axis, Page, Plot, Scale};
 use crate::measure;
+use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
-use crate::report::{
-    ClientReport, Environment, GroupReport, ServerReport, Table, median, write_json,
-};
+use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, median};
 use crate::run;
 use crate::server::Target;
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// What slow readers may cost the others: p99 at most so many times, or so many milliseconds more.
@@ -36,7 +37,7 @@ pub struct SlowReport {
     /// Medians, milliseconds.
     pub p99_without_ms: f64,
     pub p99_with_ms: f64,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -65,28 +66,21 @@ pub struct Ends {
     pub disconnects: BTreeMap<String, u64>,
 }
 
-pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
-    let mut pairs = Vec::new();
-    for nth in 0..args.pairs {
-        let mut sides = [None, None];
-        for burdened in [nth % 2 == 1, nth % 2 == 0] {
-            let what = if burdened { "with" } else { "without" };
-            let label = format!("pair {} of {}, {what}:", nth + 1, args.pairs);
-            sides[usize::from(burdened)] = Some(side(args, &target, burdened, &label)?);
-        }
-        if let [Some(without), Some(with)] = sides {
-            pairs.push(Pair { without, with });
-        }
-    }
+    let pairs = pairs::measure(
+        &mut (),
+        args.pairs,
+        |_, label| side(args, &target, false, &format!("{label}, without:")),
+        |_, label| side(args, &target, true, &format!("{label}, with:")),
+    )?;
+    let pairs = pairs.into_iter().map(|pair| Pair { without: pair.a, with: pair.b }).collect();
     let report = report(args, pairs, command_line);
     table(&report).print();
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    Ok(report.passed)
+    args.output.write(&report, page)?;
+    Ok(report.verdict)
 }
 
 fn side(args: &SlowArgs, target: &Target, burdened: bool, label: &str) -> anyhow::Result<Side> {
@@ -137,7 +131,8 @@ fn ends(fleet: &Fleet, group: usize) -> Ends {
     }
 }
 
-fn is_within(without_ms: f64, with_ms: f64) -> bool {
+/// Whether the second of two p99 is about as good.
+pub fn is_within(without_ms: f64, with_ms: f64) -> bool {
     with_ms <= without_ms * P99_RATIO_MAX || with_ms <= without_ms + P99_MORE_MS_MAX
 }
 
@@ -156,7 +151,11 @@ fn report(args: &SlowArgs, pairs: Vec<Pair>, command_line: &[String]) -> SlowRep
         load: args.load.clone(),
         p99_without_ms,
         p99_with_ms,
-        passed: is_good && is_within(p99_without_ms, p99_with_ms),
+        verdict: Verdict::from(is_good).and(Comparison {
+            holds: is_within(p99_without_ms, p99_with_ms),
+            is_client_bound: is_client_bound(pairs.iter().map(|pair| &pair.without.client))
+                || is_client_bound(pairs.iter().map(|pair| &pair.with.client)),
+        }),
         pairs,
     }
 }
@@ -182,8 +181,8 @@ fn table(report: &SlowReport) -> Table {
             }
         }
     }
-    table.row(
-        if report.passed { "PASSED" } else { "FAILED" },
+    table.verdict(
+        report.verdict,
         format!(
             "the others' p99 (medians) {:.2} -> {:.2} ms, at most {P99_RATIO_MAX} × or + \
              {P99_MORE_MS_MAX} ms",
@@ -191,6 +190,30 @@ fn table(report: &SlowReport) -> Table {
         ),
     );
     table
+}
+
+fn page(report: &SlowReport) -> Page {
+    let mut page = Page::new("slow", report.verdict.word(), &report.environment);
+    let mut sides = Vec::new();
+    for pair in &report.pairs {
+        sides.extend([("without", &pair.without.others), ("with", &pair.with.others)]);
+    }
+    let names = (1..=report.pairs.len()).map(|nth| nth.to_string()).collect();
+    let p99 = |side: fn(&Pair) -> &Side| -> Vec<(f64, f64)> {
+        let p99s = report.pairs.iter().map(|it| side(it).others.latency_ms.p99);
+        (0..).map(f64::from).zip(p99s).collect()
+    };
+    let p99 = Plot::new(
+        "The others' p99",
+        Axis::new("pair", Scale::Names(names)),
+        Axis::new("ms", Scale::Linear),
+    )
+    .with("without", p99(|pair| &pair.without))
+    .with("with", p99(|pair| &pair.with));
+    page.plots(&[curves(&sides), p99]);
+    page.heading("All windows");
+    page.table(&table(report));
+    page
 }
 
 #[cfg(test)]

@@ -23,6 +23,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// For benches/demux only.
+#[doc(hidden)]
+pub use interest::Interest;
+
 use crate::channel::ChannelId;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;

@@ -35,6 +35,10 @@ pub use event::{Accepted, Gapped, LinkState, Role, ShardEvent};
 pub use handle::Shard;
 pub use state::Joined;
 
+/// For benches/outbox and benches/flush only.
+#[doc(hidden)]
+pub use {outbox::Outbox, socket::send};
+
 use crate::broker::Door;
 use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;

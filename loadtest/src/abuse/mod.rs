@@ -13,6 +13,7 @@ use crate::cli::{AbuseArgs, LoadArgs};
 use crate::clock::SECOND_NS;
 use crate::fleet::Fleet;
 use crate::measure;
+use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
 use crate::report::{
@@ -20,6 +21,7 @@ use crate::report::{
 };
 use crate::run;
 use crate::server::Target;
+use crate::verdict::{Comparison, Verdict, is_client_bound};
 
 const OTHER_FDS: usize = 64;
 /// What attackers may cost: p99 at most so many times that without, or so many milliseconds more.
@@ -67,10 +69,10 @@ pub struct Summary {
     pub cpu_share_without: f64,
     pub cpu_share_with: f64,
     pub rss_max_bytes: u64,
-    pub passed: bool,
+    pub verdict: Verdict,
 }
 
-pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<bool> {
+pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
     args.check()?;
     process::raise_fd_limit(args.load.connections + args.attackers + OTHER_FDS)?;
     let target = args.target.open(args.load.publisher == PublisherName::Redis)?;
@@ -87,32 +89,36 @@ pub fn command(args: &AbuseArgs, command_line: &[String]) -> anyhow::Result<bool
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
-    Ok(report.summary.passed)
+    Ok(report.summary.verdict)
 }
 
 fn besieged(args: &AbuseArgs, target: &Target) -> anyhow::Result<Vec<Pair>> {
     let load = &args.load;
     let mut fleet = Fleet::new(run::shared(load, target)?, run::plans(load))?;
     run::connect(&mut fleet, load, target)?;
-    let mut pairs = Vec::new();
-    for nth in 0..args.pairs {
-        let mut sides = [None, None];
-        let mut deeds = DeedsByKind::new();
-        for attacked in [nth % 2 == 1, nth % 2 == 0] {
-            let what = if attacked { "with" } else { "without" };
-            let label = format!("pair {} of {}, {what}:", nth + 1, args.pairs);
-            let siege = attacked.then(|| Siege::start(attack(args, target))).transpose()?;
-            let side = window(&mut fleet, args, target, &label);
-            deeds = siege.map_or(deeds, Siege::stop);
-            sides[usize::from(attacked)] = Some(side?);
-            // The server tidies up before the next one.
-            measure::idle(&mut fleet, (args.rest * SECOND_NS as f64) as u64)?;
-        }
-        if let [Some(without), Some(with)] = sides {
-            pairs.push(Pair { without, with, deeds });
-        }
-    }
-    Ok(pairs)
+    // The server tidies up before the next one.
+    let rest = |fleet: &mut Fleet| measure::idle(fleet, (args.rest * SECOND_NS as f64) as u64);
+    let pairs = pairs::measure(
+        &mut fleet,
+        args.pairs,
+        |fleet, label| {
+            let side = window(fleet, args, target, &format!("{label}, without:"))?;
+            rest(fleet).map(|()| side)
+        },
+        |fleet, label| {
+            let siege = Siege::start(attack(args, target))?;
+            let side = window(fleet, args, target, &format!("{label}, with:"));
+            let deeds = siege.stop();
+            let side = side?;
+            rest(fleet).map(|()| (side, deeds))
+        },
+    )?;
+    let pairs = pairs.into_iter().map(|pairs::Pair { a: without, b: (with, deeds) }| Pair {
+        without,
+        with,
+        deeds,
+    });
+    Ok(pairs.collect())
 }
 
 fn attack(args: &AbuseArgs, target: &Target) -> Attack {
@@ -170,7 +176,11 @@ fn summarize(pairs: &[Pair]) -> Summary {
         cpu_share_without: of(&|pair| share(&pair.without)),
         cpu_share_with: of(&|pair| share(&pair.with)),
         rss_max_bytes: sides().map(|side| side.server.rss_max_bytes).max().unwrap_or(0),
-        passed: !pairs.is_empty() && is_good && is_within(p99_without_ms, p99_with_ms),
+        verdict: Verdict::from(!pairs.is_empty() && is_good).and(Comparison {
+            holds: is_within(p99_without_ms, p99_with_ms),
+            is_client_bound: is_client_bound(pairs.iter().map(|pair| &pair.without.client))
+                || is_client_bound(pairs.iter().map(|pair| &pair.with.client)),
+        }),
     }
 }
 
@@ -230,8 +240,8 @@ fn table(report: &AbuseReport) -> Table {
         "pairs within the bound",
         format!("{} of {}", summary.pairs_within, report.pairs.len()),
     );
-    table.row(
-        if summary.passed { "PASSED" } else { "FAILED" },
+    table.verdict(
+        summary.verdict,
         format!(
             "cut {}, lost {}, p99 at most {P99_RATIO_MAX} × or + {P99_MORE_MS_MAX} ms",
             summary.cut, summary.lost

@@ -30,6 +30,8 @@ pub struct Connection {
     stage: Stage,
     /// Tells the user of its token, and is what a server's log would say.
     idx: usize,
+    /// When it was to be dialed.
+    due_ns: u64,
     channels: Box<[u32]>,
     flows: Box<[Flow]>,
     hint: usize,
@@ -40,11 +42,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, plan: &Plan, idx: usize) -> Self {
+    pub fn new(stream: TcpStream, plan: &Plan, idx: usize, due_ns: u64) -> Self {
         Self {
             stream,
             stage: Stage::Dialing,
             idx,
+            due_ns,
             channels: plan.channels.clone().into(),
             flows: plan.channels.iter().map(|&channel| Flow::new(channel)).collect(),
             hint: 0,
@@ -67,6 +70,15 @@ impl Connection {
 
     pub fn is_alive(&self) -> bool {
         self.stage != Stage::HungUp
+    }
+
+    pub fn due_ns(&self) -> u64 {
+        self.due_ns
+    }
+
+    /// One past the highest number received, over its channels.
+    pub fn n_reached(&self) -> u64 {
+        self.flows.iter().map(Flow::n_reached).sum()
     }
 
     pub fn hang_up(&mut self) {
@@ -183,7 +195,7 @@ impl Connection {
             }
             let payload = &bytes[start..end];
             match head.opcode {
-                frame::CLOSE => return Err(close_label(payload)),
+                frame::CLOSE => return Err(frame::close_label(payload)),
                 frame::PING => self.send_frame(frame::PONG, payload)?,
                 frame::PONG => {}
                 _ if head.is_final && self.message.is_none() => {
@@ -259,14 +271,4 @@ impl Connection {
 
 fn is_temporary(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-fn close_label(payload: &[u8]) -> String {
-    match payload {
-        [a, b, reason @ ..] => {
-            let code = u16::from_be_bytes([*a, *b]);
-            format!("{code} {}", String::from_utf8_lossy(reason)).trim_end().to_owned()
-        }
-        _ => "close without code".to_owned(),
-    }
 }

@@ -7,18 +7,20 @@
 
 mod connection;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind::{ConnectionRefused, ConnectionReset};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hdrhistogram::Histogram;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use socket2::{Domain, Socket, Type};
 
-use crate::checker::{Expected, Tally};
-use crate::clock::{MS_NS, now_ns};
+use crate::checker::{Expected, Tally, histogram};
+use crate::clock::{MS_NS, SECOND_NS, now_ns};
 use crate::protocol::{Protocol, Tokens};
 use connection::Connection;
 
@@ -62,11 +64,14 @@ pub struct Shared {
 }
 
 /// What is counted about a group of connections.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Group {
     pub tally: Tally,
     pub n_planned: u64,
+    /// That got ready, without those that were hung up since.
     pub n_ready: u64,
+    /// From when a connection was to be dialed to ready, in microseconds.
+    pub opening_us: Histogram<u64>,
     /// How connections that were ready ended, by close code or what else it was.
     pub ended: BTreeMap<String, u64>,
     /// Why connections never became ready.
@@ -75,7 +80,39 @@ pub struct Group {
     pub unsubscribed: BTreeMap<String, u64>,
 }
 
+impl Default for Group {
+    fn default() -> Self {
+        Self {
+            tally: Tally::default(),
+            n_planned: 0,
+            n_ready: 0,
+            opening_us: histogram(),
+            ended: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            unsubscribed: BTreeMap::new(),
+        }
+    }
+}
+
 impl Group {
+    /// Ready and not ended.
+    pub fn n_alive(&self) -> u64 {
+        self.n_ready - self.n_ended()
+    }
+
+    /// What went wrong with connections since the last call, by kind.
+    pub fn take_failures(&mut self) -> BTreeMap<String, u64> {
+        self.n_ready -= self.n_ended();
+        let mut failures = std::mem::take(&mut self.refused);
+        for (reason, n) in std::mem::take(&mut self.ended) {
+            failures.insert(format!("ended: {reason}"), n);
+        }
+        for (reason, n) in std::mem::take(&mut self.unsubscribed) {
+            failures.insert(format!("unsubscribed: {reason}"), n);
+        }
+        failures
+    }
+
     pub fn n_ended(&self) -> u64 {
         self.ended.values().sum()
     }
@@ -85,13 +122,28 @@ impl Group {
     }
 }
 
+/// When the next connection is dialed, besides [`Shared::n_opening_max`].
+#[derive(Copy, Clone, Debug)]
+enum DialPace {
+    AtOnce,
+    /// Open loop: the next one's time is fixed, whatever became of the one before.
+    Schedule {
+        next_ns: u64,
+        interval_ns: u64,
+    },
+}
+
 pub struct Fleet {
     pub groups: Vec<Group>,
     pub shared: Shared,
     epoll: OwnedFd,
     events: Vec<Event>,
     plans: Vec<Plan>,
+    /// As many as plans; `None` before the first dial and after a failed one.
     connections: Vec<Option<Connection>>,
+    /// Indices.
+    to_dial: VecDeque<usize>,
+    pace: DialPace,
     n_opening: usize,
     /// Indices of slow readers.
     slow: Vec<usize>,
@@ -113,7 +165,9 @@ impl Fleet {
             epoll: epoll::create(CreateFlags::CLOEXEC).context("epoll_create")?,
             events: Vec::with_capacity(EVENTS_MAX),
             slow: (0..plans.len()).filter(|&idx| is_slow(&plans[idx])).collect(),
-            connections: Vec::with_capacity(plans.len()),
+            connections: plans.iter().map(|_| None).collect(),
+            to_dial: (0..plans.len()).collect(),
+            pace: DialPace::AtOnce,
             plans,
             n_opening: 0,
             next_slow_tick_ns: 0,
@@ -123,7 +177,7 @@ impl Fleet {
 
     /// Whether every connection is ready or was refused.
     pub fn is_open(&self) -> bool {
-        self.connections.len() == self.plans.len() && self.n_opening == 0
+        self.to_dial.is_empty() && self.n_opening == 0
     }
 
     pub fn n_received(&self) -> u64 {
@@ -156,13 +210,60 @@ impl Fleet {
         }
     }
 
+    /// Drops all connections of a group at once, by RST, and forgets that there were any. Dials
+    /// nothing: that is for [`redial`](Self::redial).
+    pub fn hang_up(&mut self, group: usize) {
+        for (plan, connection) in self.plans.iter().zip(&mut self.connections) {
+            if plan.group == group
+                && let Some(old) = connection.take()
+            {
+                let is_open = old.was_ready() && old.is_alive();
+                self.groups[group].n_ready -= u64::from(is_open);
+                self.n_opening -= usize::from(!old.was_ready());
+            }
+        }
+        self.to_dial.retain(|&idx| self.plans[idx].group != group);
+        self.groups[group].opening_us.reset();
+    }
+
+    /// Dials those of a group that aren't there: at once, or so many a second, each at its time.
+    /// Does nothing while some have yet to be dialed.
+    pub fn redial(&mut self, group: usize, per_second: Option<f64>) {
+        if !self.to_dial.is_empty() {
+            return;
+        }
+        for (idx, plan) in self.plans.iter().enumerate() {
+            let is_there = self.connections[idx].as_ref().is_some_and(Connection::is_alive);
+            if plan.group == group && !is_there {
+                self.to_dial.push_back(idx);
+            }
+        }
+        self.pace = per_second.map_or(DialPace::AtOnce, |rate| DialPace::Schedule {
+            next_ns: now_ns(),
+            interval_ns: (SECOND_NS as f64 / rate) as u64,
+        });
+    }
+
+    /// Publications that a group's connections skipped and that haven't come since: lost, but for
+    /// what was lost at the very end.
+    pub fn n_skipped(&self, group: usize) -> u64 {
+        let of_group = self.plans.iter().zip(&self.connections);
+        let reached: u64 = of_group
+            .filter(|(plan, _)| plan.group == group)
+            .filter_map(|(_, connection)| connection.as_ref().map(Connection::n_reached))
+            .sum();
+        reached.saturating_sub(self.groups[group].tally.unique)
+    }
+
     /// Opens what may be opened, waits at most so long for events, and handles them.
     pub fn turn(&mut self, timeout: Duration) -> anyhow::Result<()> {
-        while self.connections.len() < self.plans.len()
-            && self.n_opening < self.shared.n_opening_max
-        {
-            self.dial()?;
-        }
+        self.dial_all_due()?;
+        let timeout = match self.pace {
+            DialPace::Schedule { next_ns, .. } if !self.to_dial.is_empty() => {
+                timeout.min(Duration::from_nanos(next_ns.saturating_sub(now_ns())))
+            }
+            _ => timeout,
+        };
         let timeout = Timespec::try_from(timeout).context("a timeout out of range")?;
         let mut events = std::mem::take(&mut self.events);
         events.clear();
@@ -192,15 +293,44 @@ impl Fleet {
         }
     }
 
-    fn dial(&mut self) -> anyhow::Result<()> {
-        let idx = self.connections.len();
+    fn dial_all_due(&mut self) -> anyhow::Result<()> {
+        while self.n_opening < self.shared.n_opening_max
+            && let Some(&idx) = self.to_dial.front()
+        {
+            let now = now_ns();
+            let due_ns = match &mut self.pace {
+                DialPace::AtOnce => now,
+                DialPace::Schedule { next_ns, .. } if *next_ns > now => break,
+                DialPace::Schedule { next_ns, interval_ns } => {
+                    let due_ns = *next_ns;
+                    *next_ns += *interval_ns;
+                    due_ns
+                }
+            };
+            self.to_dial.pop_front();
+            self.dial(idx, due_ns)?;
+        }
+        Ok(())
+    }
+
+    fn dial(&mut self, idx: usize, due_ns: u64) -> anyhow::Result<()> {
         let plan = &self.plans[idx];
         let source = self.shared.sources[idx % self.shared.sources.len()];
-        let socket = dial(self.shared.target, source, plan.rcvbuf_bytes)
-            .with_context(|| format!("connection {idx} from {source}"))?;
+        let socket = match dial(self.shared.target, source, plan.rcvbuf_bytes) {
+            Ok(socket) => socket,
+            // The server's doing, and not the end; what remains is want of ports or descriptors.
+            Err(error) if matches!(error.kind(), ConnectionRefused | ConnectionReset) => {
+                let refused = &mut self.groups[plan.group].refused;
+                *refused.entry(error.kind().to_string()).or_default() += 1;
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("connection {idx} from {source}"));
+            }
+        };
         epoll::add(&self.epoll, &socket, EventData::new_u64(idx as u64), EventFlags::OUT)
             .context("epoll_ctl")?;
-        self.connections.push(Some(Connection::new(socket.into(), plan, idx)));
+        self.connections[idx] = Some(Connection::new(socket.into(), plan, idx, due_ns));
         self.n_opening += 1;
         Ok(())
     }
@@ -249,10 +379,7 @@ impl Fleet {
         for at in 0..self.slow.len() {
             let idx = self.slow[at];
             if let Pace::BytesPerSecond(bytes) = self.plans[idx].pace
-                && self
-                    .connections
-                    .get(idx)
-                    .is_some_and(|it| it.as_ref().is_some_and(|it| it.was_ready() && it.is_alive()))
+                && self.connections[idx].as_ref().is_some_and(|it| it.was_ready() && it.is_alive())
             {
                 self.read(idx, (bytes * SLOW_TICK_NS / 1_000_000_000).max(1) as usize);
             }
@@ -269,6 +396,8 @@ impl Fleet {
         let outcome = connection.read(&self.shared, group, &mut self.buffer, n_bytes_max);
         if connection.was_ready() && !was_ready {
             group.n_ready += 1;
+            let opening_ns = now_ns().saturating_sub(connection.due_ns());
+            group.opening_us.saturating_record(opening_ns / 1000);
             self.n_opening -= 1;
         }
         match outcome {

@@ -6,6 +6,7 @@
 
 mod http;
 mod redis;
+mod websocket;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use hdrhistogram::Histogram;
 
 pub use http::Http;
 pub use redis::Redis;
+pub use websocket::{WebSocket, WebSocketArgs};
 
 use crate::checker::histogram;
 use crate::clock::{SECOND_NS, now_ns, sleep_until, thread_cpu_ns};
@@ -42,17 +44,22 @@ pub trait Publisher: Send {
     fn take_failed(&mut self) -> Vec<u32>;
 }
 
-#[derive(Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Copy, Clone, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum PublisherName {
     /// Pipelined PUBLISH
     Redis,
     /// POST /api/publish, several in flight
     Http,
+    /// A message to --publish-path for each
+    #[value(name = "websocket")]
+    WebSocket,
 }
 
 /// When to publish what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Schedule {
     pub run: u16,
     pub payload_bytes: usize,
@@ -100,7 +107,7 @@ pub struct Published {
 }
 
 impl Published {
-    fn new(n_channels: usize) -> Self {
+    pub(crate) fn new(n_channels: usize) -> Self {
         Self {
             sent: vec![0; n_channels],
             failed: vec![0; n_channels],
@@ -124,14 +131,18 @@ impl Published {
     }
 }
 
+/// What a publisher thread is given.
+pub struct Job {
+    pub schedule: Schedule,
+    /// Lateness counts in here, on the clock.
+    pub window_ns: Range<u64>,
+    pub progress: Arc<Progress>,
+}
+
 /// Starts the publisher thread.
-pub fn start(
-    mut publisher: Box<dyn Publisher>,
-    schedule: Schedule,
-    window_ns: Range<u64>,
-    progress: Arc<Progress>,
-) -> anyhow::Result<JoinHandle<Published>> {
+pub fn start(mut publisher: Box<dyn Publisher>, job: Job) -> anyhow::Result<JoinHandle<Published>> {
     let body = move || {
+        let Job { schedule, window_ns, progress } = job;
         let n_channels = schedule.channels.len();
         let mut published = Published::new(n_channels);
         let outcome = publish(&mut *publisher, &schedule, &window_ns, &progress, &mut published);
@@ -147,7 +158,8 @@ pub fn start(
     std::thread::Builder::new().name("publisher".to_owned()).spawn(body).context("a thread")
 }
 
-fn publish(
+/// Keeps the schedule on the calling thread.
+pub(crate) fn publish(
     publisher: &mut dyn Publisher,
     schedule: &Schedule,
     window_ns: &Range<u64>,

@@ -2,12 +2,18 @@
 //!
 //! One thread a connection, one thread that owns the subscribers. WebSockets at `/ws?channel=…`
 //! (raw) and `/connection/websocket` (Centrifuge, the channels from its subscribes), publications by
-//! `POST /api/publish`.
+//! `POST /api/publish` and as messages to `/publish?channel=…`; `/ready` says yes.
 
+#![allow(dead_code, reason = "each test file goes wrong in its own ways")]
+
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -28,12 +34,26 @@ pub enum Fault {
     Leak,
     /// The last subscriber is closed with 3008.
     Cut,
+    /// With a reason that is HTML.
+    CutRudely,
     /// The API says no, and delivers nothing.
     Refuse,
+    /// An upgrade gets a 503, after the first [`CALM`] of them.
+    TurnAway,
+    /// Each publication waits for [`DAWDLE`] first.
+    Dawdle,
+    /// Each leaves a descriptor behind.
+    KeepFiles,
+    /// Each leaves 64 KiB behind.
+    KeepMemory,
 }
+
+pub const DAWDLE: Duration = Duration::from_millis(5);
 
 /// Goes wrong at every so-manieth publication.
 pub const EVERY: usize = 10;
+/// So many upgrades go well at first.
+pub const CALM: usize = 20;
 
 struct Subscriber {
     stream: TcpStream,
@@ -49,15 +69,20 @@ enum Event {
 pub fn start(fault: Fault) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    start_on(listener, fault);
+    address
+}
+
+pub fn start_on(listener: TcpListener, fault: Fault) -> JoinHandle<()> {
     let (sender, events) = sync_channel(1000);
     thread::spawn(move || deliver(&events, fault));
+    let n_upgrades = Arc::new(AtomicUsize::new(0));
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let sender = sender.clone();
-            thread::spawn(move || serve(stream, &sender, fault));
+            let (sender, n_upgrades) = (sender.clone(), n_upgrades.clone());
+            thread::spawn(move || serve(stream, &sender, fault, &n_upgrades));
         }
-    });
-    address
+    })
 }
 
 fn deliver(events: &Receiver<Event>, fault: Fault) {
@@ -73,6 +98,12 @@ fn deliver(events: &Receiver<Event>, fault: Fault) {
             Event::Published { channel, payload } => (channel, payload),
         };
         n_published += 1;
+        match fault {
+            Fault::Dawdle => thread::sleep(DAWDLE),
+            Fault::KeepFiles => std::mem::forget(File::open("/dev/null")),
+            Fault::KeepMemory => std::mem::forget(vec![n_published as u8 | 1; 64 << 10]),
+            _ => {}
+        }
         let is_wrong = n_published % EVERY == EVERY / 2;
         let mut send = |payload: &[u8]| {
             for subscriber in &mut subscribers {
@@ -99,10 +130,12 @@ fn deliver(events: &Receiver<Event>, fault: Fault) {
                 last.channels.dedup();
                 subscribers.push(last);
             }
-            Fault::Cut => {
+            Fault::Cut | Fault::CutRudely => {
                 send(&payload);
+                let is_rude = fault == Fault::CutRudely;
+                let reason = if is_rude { "<img src=x onerror=alert(1)>" } else { "slow" };
                 if let Some(mut last) = subscribers.pop() {
-                    last.send(8, b"\x0b\xc0slow");
+                    last.send(8, &[b"\x0b\xc0", reason.as_bytes()].concat());
                 }
             }
             _ => send(&payload),
@@ -140,7 +173,12 @@ impl Subscriber {
     }
 }
 
-fn serve(mut stream: TcpStream, sender: &SyncSender<Event>, fault: Fault) -> Option<()> {
+fn serve(
+    mut stream: TcpStream,
+    sender: &SyncSender<Event>,
+    fault: Fault,
+    n_upgrades: &AtomicUsize,
+) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut n_published = 0;
     loop {
@@ -154,7 +192,14 @@ fn serve(mut stream: TcpStream, sender: &SyncSender<Event>, fault: Fault) -> Opt
             lines.push(line.trim().to_owned());
         }
         let path = lines[0].split(' ').nth(1)?.to_owned();
+        if path == "/ready" {
+            return stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok();
+        }
         if path != "/api/publish" {
+            let nth = n_upgrades.fetch_add(1, Ordering::Relaxed);
+            if fault == Fault::TurnAway && nth >= CALM && nth % EVERY == EVERY / 2 {
+                return stream.write_all(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").ok();
+            }
             return upgrade(stream, reader, &path, sender);
         }
         let length = lines.iter().find_map(|line| line.strip_prefix("Content-Length: "))?;
@@ -183,6 +228,9 @@ fn upgrade(
     sender: &SyncSender<Event>,
 ) -> Option<()> {
     stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").ok()?;
+    if let Some(query) = path.strip_prefix("/publish?") {
+        return take_publications(stream, reader, query, sender);
+    }
     let is_raw = path.starts_with("/ws?");
     let mut channels: Vec<String> = path
         .split(['?', '&'])
@@ -191,7 +239,7 @@ fn upgrade(
         .collect();
     let mut replies = Vec::new();
     if !is_raw {
-        for line in read_frame(&mut reader)?.split('\n') {
+        for line in read_frame(&mut reader)?.1.split('\n') {
             let command: Value = serde_json::from_str(line).ok()?;
             let kind = if command["connect"].is_object() { "connect" } else { "subscribe" };
             channels.extend(command["subscribe"]["channel"].as_str().map(Into::into));
@@ -205,9 +253,54 @@ fn upgrade(
     sender.send(Event::Subscriber(subscriber)).ok()
 }
 
-fn read_frame(reader: &mut impl std::io::Read) -> Option<String> {
+/// The first message has to be `sesame`; after it each is a payload, or a channel, a space and a
+/// payload. Each is said back, and with each comes a ping, whose pong must be the next frame but the
+/// messages.
+fn take_publications(
+    mut stream: TcpStream,
+    mut reader: BufReader<TcpStream>,
+    query: &str,
+    sender: &SyncSender<Event>,
+) -> Option<()> {
+    if read_frame(&mut reader)?.1 != "sesame" {
+        return stream.write_all(b"\x88\x06\x11\x94shut").ok();
+    }
+    let (mut n_messages, mut n_pongs) = (0, 0);
+    loop {
+        let (opcode, text) = read_frame(&mut reader)?;
+        match opcode {
+            1 => {}
+            8 => return stream.write_all(b"\x88\x02\x03\xe8").ok(),
+            10 if text == "you?" => {
+                n_pongs += 1;
+                continue;
+            }
+            _ => return None,
+        }
+        // Pongs may be under way, in 10 MB of buffers.
+        if n_messages > n_pongs + 1000 {
+            return stream.write_all(b"\x88\x06\x11\x94dead").ok();
+        }
+        n_messages += 1;
+        let own = query.strip_prefix("channel=").map(Into::into);
+        let (channel, payload) = match own {
+            Some(channel) => (channel, text),
+            None => text.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()))?,
+        };
+        let payload = payload.into_bytes();
+        let mut echo = vec![0x81, 126, (payload.len() >> 8) as u8, payload.len() as u8];
+        echo.extend_from_slice(&payload);
+        echo.extend_from_slice(b"\x89\x04you?");
+        stream.write_all(&echo).ok()?;
+        sender.send(Event::Published { channel, payload }).ok()?;
+    }
+}
+
+/// Its opcode and text.
+fn read_frame(reader: &mut impl std::io::Read) -> Option<(u8, String)> {
     let mut head = [0; 2];
     reader.read_exact(&mut head).ok()?;
+    let opcode = head[0] & 15;
     let mut length = usize::from(head[1] & 0x7f);
     if length == 126 {
         reader.read_exact(&mut head).ok()?;
@@ -217,5 +310,6 @@ fn read_frame(reader: &mut impl std::io::Read) -> Option<String> {
     reader.read_exact(&mut mask).ok()?;
     reader.read_exact(&mut payload).ok()?;
     payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-    String::from_utf8(payload).ok()
+    // A close has a code that is no text.
+    Some((opcode, String::from_utf8_lossy(&payload).into_owned()))
 }
