@@ -208,7 +208,9 @@ fn subscription_tokens_open_their_channel_and_no_other() {
     assert_eq!(code(cf.error(publish("rooms:7", &json!(1)))), 103, "not subscribed any more");
     let old = json!({ "channel": "rooms:8", "sub": "42", "exp": now_s() - 60 });
     assert_eq!(code(cf.error(subscribe_with("rooms:8", &token(old)))), 109);
-    for (channel, user) in [("rooms:7", "42"), ("rooms:8", "43")] {
+    for (channel, user) in
+        [("rooms:7", "42"), ("rooms:*", "42"), ("rooms:8#42", "42"), ("rooms:8", "43")]
+    {
         let mut thief = signed_in(&hub, json!({ "sub": "42" }));
         thief.send(vec![subscribe_with("rooms:8", &token(claims(channel, user)))]);
         assert_eq!(thief.next_close(SOON), close(3500, "invalid token"), "{channel} {user}");
