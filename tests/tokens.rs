@@ -6,8 +6,7 @@ mod common;
 use common::cf::{self, Cf, publish, subscribe, unsubscribe};
 use common::hub::Builder;
 use common::ws::Dial;
-use common::{Close, Hub, QUIET, SOON, eventually, ms};
-use jsonwebtoken::{EncodingKey, Header};
+use common::{Close, Hub, QUIET, SOON, eventually, ms, sign};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,11 +26,6 @@ subscribe = "nobody"
 
 fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64
-}
-
-fn sign(claims: &Value, secret: &str) -> String {
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&Header::default(), claims, &key).expect("signs")
 }
 
 fn token(claims: Value) -> String {
