@@ -201,15 +201,15 @@ impl Config {
             api_body_bytes_max: 16 * MIB,
             channel_bytes_max: 255,
             channels_max: 128,
-            connections_max: machine.connections_max(),
-            handshakes_max: machine.handshakes_max(),
+            connections_max: machine.connections_max(machine.default_shards()),
+            handshakes_max: machine.handshakes_max(machine.default_shards()),
             command_rate: Some(Rate { per_second: 100 }),
             connect_rate: None,
             connections_per_ip: None,
             connections_per_user: None,
             trusted_proxies: Vec::new(),
             outbox_total_bytes: machine.memory_bytes / 4,
-            files_for_sockets: machine.files_for_sockets(),
+            files_for_sockets: machine.files_for_sockets(machine.default_shards()),
             drain_timeout: Duration::from_secs(20),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -264,6 +264,7 @@ impl Loaded {
         let given = sources::choose(flags, env, &mut problems);
         let mut attempt = Attempt::new(machine, &given);
         attempt.apply(&given, &mut problems);
+        attempt.divide_files(machine);
         attempt.read_namespaces(&given, &mut problems);
         attempt.check_all(machine, &mut problems);
         if problems.is_empty() { Ok(attempt.loaded) } else { Err(ConfigError::from(problems)) }
@@ -322,6 +323,18 @@ impl Attempt {
         }
     }
 
+    /// Defaults that follow from another knob: shards need descriptors, too.
+    fn divide_files(&mut self, machine: Machine) {
+        let shards = self.loaded.config.shards;
+        self.loaded.config.files_for_sockets = machine.files_for_sockets(shards);
+        if self.loaded.source("HUB_CONNECTIONS_MAX") == Some(Source::Default) {
+            self.loaded.config.connections_max = machine.connections_max(shards);
+        }
+        if self.loaded.source("HUB_HANDSHAKES_MAX") == Some(Source::Default) {
+            self.loaded.config.handshakes_max = machine.handshakes_max(shards);
+        }
+    }
+
     fn read_namespaces(&mut self, given: &[Option<Given>], problems: &mut Vec<Problem>) {
         let Some(path) = &self.loaded.config.config else { return };
         let knob_idx = knob::position("HUB_CONFIG").expect("invariant: HUB_CONFIG is a knob");
@@ -355,7 +368,7 @@ impl Attempt {
             })
         });
         self.check(problems, &["HUB_CONNECTIONS_MAX"], || {
-            let most = machine.files_for_sockets();
+            let most = config.files_for_sockets;
             (config.connections_max > most).then(|| {
                 format!(
                     "{} is more than the limit of open files allows: expected at most {most}, or \

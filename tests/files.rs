@@ -4,13 +4,19 @@
 mod common;
 
 use common::cf::{self, Cf};
+use common::hub::n_shards;
 use common::ws::{Dial, Refused};
 use common::{Hub, Redis, SOON, drive, eventually, scaled, secs, sys};
 use std::net::TcpStream;
 use std::time::Instant;
 
-/// Shares of one core that a node may use while it is full.
-const IDLE_SHARE_MAX: f64 = 0.2;
+/// Of one core, while the node is full: a spin takes all of one, and what these tests ask of it some
+/// hundredths.
+const SHARE_MAX: f64 = 0.5;
+/// A flood has thousands; Redis' going and coming has eight.
+const LINES_MAX: f64 = 20.0;
+/// The listener rests for 100 ms after each.
+const ACCEPT_ERRORS_A_SECOND_MAX: f64 = 50.0;
 
 fn n_files() -> u64 {
     scaled(300, 1_024) as u64
@@ -33,16 +39,16 @@ fn connect(cf: &mut Cf) {
     cf.subscribe("a");
 }
 
-/// Processor share and log lines a second, while `during` runs.
+/// Processor share and log lines, while `during` runs.
 fn watch<T>(hub: &Hub, during: impl FnOnce() -> T) -> T {
     let (began, cpu, n_lines) = (Instant::now(), hub.cpu(), hub.log().len());
     let result = during();
     let seconds = began.elapsed().as_secs_f64();
     let share = (hub.cpu() - cpu).as_secs_f64() / seconds;
-    let lines = (hub.log().len() - n_lines) as f64 / seconds;
-    println!("{seconds:.1} s: {:.1} % of a core, {lines:.1} log lines a second", share * 100.0);
-    assert!(share < IDLE_SHARE_MAX, "{share} of a core");
-    assert!(lines < 5.0, "{lines} lines a second: {:?}", hub.log());
+    let lines = (hub.log().len() - n_lines) as f64;
+    println!("{seconds:.1} s: {:.1} % of a core, {lines} log lines", share * 100.0);
+    assert!(share < SHARE_MAX, "{share} of a core");
+    assert!(lines < LINES_MAX + 2.0 * seconds, "{lines} lines in {seconds} s: {:?}", hub.log());
     result
 }
 
@@ -51,9 +57,12 @@ fn full_of_clients_everything_else_works_on() {
     let mut redis = Redis::start();
     let builder = Hub::builder().redis(&redis).n_files(n_files());
     let hub = builder.env("HUB_STALE_TIMEOUT", "60s").start().wait_ready();
+    let began = Instant::now();
     let (mut clients, refused) = fill(&hub);
     println!("{} clients of {} descriptors", clients.len(), n_files());
-    assert!(clients.len() > (n_files() as usize - 64) * 8 / 10, "{}", clients.len());
+    // All but the reserve, what the shards have open themselves, and an eleventh for handshakes.
+    let most = n_files() as usize - 64 - 6 * n_shards();
+    assert!(clients.len() > most * 8 / 10, "{}", clients.len());
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     let (first, last) = (0, clients.len() - 1);
@@ -92,9 +101,11 @@ fn full_of_clients_everything_else_works_on() {
     // Room for the next one as soon as some go.
     drop(waiting);
     clients.drain(1..40);
-    let began = Instant::now();
     let welcome = || Dial::new(&hub, cf::PATH).try_open().is_ok();
-    assert!(eventually(secs(2), welcome), "{:?} after there is room", began.elapsed());
+    assert!(eventually(SOON, welcome), "there is room");
+    let (errors, seconds) =
+        (hub.metric_sum("hubbub_accept_errors_total"), began.elapsed().as_secs_f64());
+    assert!(errors < ACCEPT_ERRORS_A_SECOND_MAX * seconds, "{errors} in {seconds} s");
 }
 
 /// More listeners' sockets than descriptors: accept itself fails, again and again.
@@ -103,18 +114,18 @@ fn when_accept_fails_the_hub_rests_and_recovers() {
     let hub = Hub::builder().env("HUB_HANDSHAKE_TIMEOUT", "60s").start().wait_ready();
     let mut good = Cf::subscribed(&hub, &["a"]);
     // The limit falls under a running hub, below what it has open.
+    let fell = Instant::now();
     sys::set_files_of(hub.pid(), 8);
     let waiting: Vec<TcpStream> =
         (0..50).map(|_| TcpStream::connect(hub.addr).expect("queued")).collect();
     watch(&hub, || assert!(good.stays_quiet(secs(2)), "kept"));
     sys::set_files_of(hub.pid(), 1_024);
-    let began = Instant::now();
+    let failing = fell.elapsed().as_secs_f64();
     hub.publish("a", 1);
-    assert_eq!(good.next_pub(SOON).expect("served").data, "1");
-    assert!(began.elapsed() < secs(2), "accepts again: {:?}", began.elapsed());
+    assert_eq!(good.next_pub(SOON).expect("accepts again").data, "1");
     let errors = hub.metric_sum("hubbub_accept_errors_total");
-    println!("{errors} failed accepts in two seconds, {} waiting", waiting.len());
-    assert!((1.0..100.0).contains(&errors), "{errors} failed accepts in two seconds");
+    println!("{errors} failed accepts in {failing:.1} s, {} waiting", waiting.len());
+    assert!(errors >= 1.0 && errors < ACCEPT_ERRORS_A_SECOND_MAX * failing, "{errors}");
     assert!(hub.log().len() < 20, "{:?}", hub.log());
 }
 

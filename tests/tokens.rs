@@ -3,14 +3,13 @@
 
 mod common;
 
-use common::cf::{self, Cf, publish, subscribe, unsubscribe};
+use common::cf::{Cf, publish, subscribe, unsubscribe};
 use common::hub::Builder;
 use common::ws::Dial;
-use common::{Close, Hub, QUIET, SOON, eventually, ms};
-use jsonwebtoken::{EncodingKey, Header};
+use common::{Close, Hub, QUIET, SOON, drive, eventually, ms, scaled, secs, sign};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 const SECRET: &str = "a secret of the tests";
 const NAMESPACES: &str = r#"
@@ -27,11 +26,6 @@ subscribe = "nobody"
 
 fn now_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as i64
-}
-
-fn sign(claims: &Value, secret: &str) -> String {
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&Header::default(), claims, &key).expect("signs")
 }
 
 fn token(claims: Value) -> String {
@@ -208,7 +202,9 @@ fn subscription_tokens_open_their_channel_and_no_other() {
     assert_eq!(code(cf.error(publish("rooms:7", &json!(1)))), 103, "not subscribed any more");
     let old = json!({ "channel": "rooms:8", "sub": "42", "exp": now_s() - 60 });
     assert_eq!(code(cf.error(subscribe_with("rooms:8", &token(old)))), 109);
-    for (channel, user) in [("rooms:7", "42"), ("rooms:8", "43")] {
+    for (channel, user) in
+        [("rooms:7", "42"), ("rooms:*", "42"), ("rooms:8#42", "42"), ("rooms:8", "43")]
+    {
         let mut thief = signed_in(&hub, json!({ "sub": "42" }));
         thief.send(vec![subscribe_with("rooms:8", &token(claims(channel, user)))]);
         assert_eq!(thief.next_close(SOON), close(3500, "invalid token"), "{channel} {user}");
@@ -331,40 +327,99 @@ fn namespaces_are_read_again_on_sighup() {
     cf.subscribe("a:1");
 }
 
+/// A token that ends so many seconds from now.
+fn until(s: i64) -> String {
+    token(json!({ "sub": "42", "exp": now_s() + s }))
+}
+
+fn refresh(token: &str) -> Value {
+    json!({ "refresh": { "token": token } })
+}
+
 #[test]
-fn origins() {
-    let allowed = "https://a.example,https://*.b.example";
-    let builder = Hub::builder().without_dev().env("HUB_ALLOW_ANONYMOUS", true);
-    let listed = builder.env("HUB_ALLOWED_ORIGINS", allowed).start().wait_ready();
-    let builder = Hub::builder().without_dev().env("HUB_ALLOW_ANONYMOUS", true);
-    let same = builder.start().wait_ready();
-    let own = format!("http://{}", same.addr);
-    let cases = [
-        (&listed, "https://a.example", true),
-        (&listed, "https://A.EXAMPLE:443", true),
-        (&listed, "https://x.b.example", true),
-        (&listed, "https://a.example:8443", false),
-        (&listed, "http://a.example", false),
-        (&listed, "https://a.example.evil.org", false),
-        (&listed, "https://evilb.example", false),
-        (&listed, "https://x.b.example.", false),
-        (&listed, "null", false),
-        (&listed, "", false),
-        (&same, own.as_str(), true),
-        (&same, "https://a.example", false),
-        (&same, "null", false),
-    ];
-    for (hub, origin, allowed) in cases {
-        for path in [cf::PATH, "/ws?channel=a"] {
-            // An anonymous raw client has no permission here; that comes after the origin.
-            let answer = Dial::new(hub, path).header("Origin", origin).try_open().err();
-            let refused = answer.filter(|refused| refused.body.contains("origin"));
-            assert_eq!(refused.is_none(), allowed, "{origin:?} {path}");
-            assert!(refused.is_none_or(|refused| refused.status == 403));
+fn a_late_refresh_or_two_keep_it_and_an_old_token_gets_nobody_back() {
+    let file = ConfigFile::new(NAMESPACES);
+    let hub = builder().env("HUB_CONFIG", file.path()).env("HUB_EXPIRED_GRACE", "3s");
+    let hub = hub.env("HUB_API_KEY", "k").start().wait_ready();
+    let ending = json!({ "sub": "42", "exp": now_s() + 1 });
+    let [mut late, mut twice, mut never] = [(); 3].map(|()| signed_in(&hub, ending.clone()));
+    late.subscribe("a");
+    let room = |s: i64| token(json!({ "channel": "rooms:7", "sub": "42", "exp": now_s() + s }));
+    let reply = late.command(subscribe_with("rooms:7", &room(1)));
+    assert!(reply["subscribe"].is_object(), "{reply}");
+    twice.subscribe("a");
+    // Twice in a frame, and again; while another connection comes with the token that is to go.
+    let ids = twice.send(vec![refresh(&until(3600)), refresh(&until(3600))]);
+    let mut again = signed_in(&hub, ending.clone());
+    for id in ids {
+        let reply = twice.reply(id, SOON).expect("a reply");
+        assert!(reply["refresh"]["ttl"].as_u64().expect("a ttl") > 3500, "{reply}");
+    }
+    assert!(eventually(SOON, || now_s() > ending["exp"].as_i64().expect("an end")), "it is over");
+    for cf in [&mut late, &mut again] {
+        let reply = cf.command(refresh(&until(3600)));
+        assert_eq!(reply["refresh"]["expires"], true, "within the grace: {reply}");
+    }
+    let body = json!({ "channel": "rooms:7", "token": room(3600) });
+    let reply = late.command(json!({ "sub_refresh": body }));
+    assert_eq!(reply["sub_refresh"]["expires"], true, "{reply}");
+    assert_eq!(never.next_close(SOON), close(3005, "connection expired"));
+    for (channel, n_viewers) in [("a", 2), ("rooms:7", 1)] {
+        publish_by_api(&hub, channel);
+        for cf in [&mut late, &mut twice].into_iter().take(n_viewers) {
+            assert_eq!(cf.next_pub(SOON).expect("lives on").channel, channel);
         }
     }
-    assert!(Dial::new(&same, cf::PATH).try_open().is_ok(), "no page, no Origin");
-    let two = Dial::new(&listed, cf::PATH).header("Origin", "https://a.example");
-    let two = two.header("Origin", "https://a.example").try_open();
-    assert_eq!(two.err().expect("two").status, 403);
+    assert!(!again.raw.is_closed());
+    // Asleep for longer than that: the old token is of no use any more, a new one is.
+    let mut back = Cf::dial(&hub);
+    let error = back.error(connect(&token(json!({ "sub": "42", "exp": now_s() - 11 }))));
+    assert_eq!(error["code"], 109, "{error}");
+    let mut back = Cf::dial(&hub);
+    assert!(back.command(connect(&until(3600)))["connect"].is_object());
+    back.subscribe("a");
+    publish_by_api(&hub, "a");
+    assert_eq!(back.next_pub(SOON).expect("served again").data, "1");
+}
+
+/// All at once, half of them with a refresh in time: whoever has a token goes on being served.
+#[test]
+fn tokens_that_all_end_in_the_same_second_end_nobody_elses_service() {
+    let builder = builder().env("HUB_EXPIRED_GRACE", "1s").env("HUB_STALE_TIMEOUT", "60s");
+    let hub = builder.env("HUB_API_KEY", "k").start().wait_ready();
+    let n_clients = scaled(200, 8_000);
+    let mut good = signed_in(&hub, json!({ "sub": "1" }));
+    good.subscribe("a");
+    let mut clients: Vec<Cf> = (0..n_clients).map(|_| Cf::dial(&hub)).collect();
+    let exp = now_s() + scaled(3, 6) as i64;
+    let ending = token(json!({ "sub": "42", "exp": exp }));
+    for cf in &mut clients {
+        cf.send(vec![connect(&ending), subscribe("a")]);
+    }
+    let is_in = |cf: &Cf| cf.replies.get(&2).is_some_and(|reply| reply["subscribe"].is_object());
+    assert!(drive(&mut clients, SOON, is_in), "all in, {} s before the end", exp - now_s());
+    assert!(now_s() < exp, "in time");
+    let (kept, ended) = clients.split_at_mut(n_clients / 2);
+    let fresh = until(3600);
+    for cf in kept.iter_mut() {
+        cf.send(vec![refresh(&fresh)]);
+    }
+    let mut n_published = 0;
+    while now_s() < exp + 3 {
+        let began = Instant::now();
+        publish_by_api(&hub, "a");
+        n_published += 1;
+        good.next_pub(SOON).expect("served all the while");
+        assert!(began.elapsed() < secs(2), "after {:?}", began.elapsed());
+        drive(kept, ms(20), |_| false);
+    }
+    assert!(drive(ended, SOON, |cf| cf.raw.is_closed()), "closed");
+    for cf in ended {
+        assert_eq!(cf.next_close(SOON), close(3005, "connection expired"));
+        assert!(cf.pubs.len() < n_published, "and nothing after");
+    }
+    assert!(drive(kept, SOON, |cf| cf.pubs.len() == n_published), "the others miss nothing");
+    assert!(kept.iter().all(|cf| !cf.raw.is_closed() && cf.replies[&3]["refresh"].is_object()));
+    let connections = || hub.metric_sum("hubbub_connections");
+    assert!(eventually(SOON, || connections() == (1 + n_clients / 2) as f64), "{}", connections());
 }

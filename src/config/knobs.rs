@@ -405,7 +405,7 @@ pub static KNOBS: &[Knob] = &[
         connections_max,
         1..=1 << 24
     )
-    .default_text("10/11 of the limit of open files less 64"),
+    .default_text("10/11 of the limit of open files less 64, and 6 a shard"),
     count!(
         "HUB_HANDSHAKES_MAX",
         "handshakes-max",

@@ -4,6 +4,8 @@ const SHARDS_MAX: usize = 128;
 /// Listeners, Redis links, timers, and the API requests that must get through when clients fill
 /// the rest.
 const RESERVED_FILES: usize = 64;
+/// A shard's own: its reactor, wakers and timer (five), and one to spare.
+const FILES_PER_SHARD: usize = 6;
 /// Containers are often given a limit of a billion open files. This many connections would need
 /// tens of gigabytes; a default beyond it says nothing.
 const CONNECTIONS_CAP: usize = 1 << 24;
@@ -34,17 +36,18 @@ impl Machine {
     }
 
     /// Descriptors that may be sockets of listeners.
-    pub fn files_for_sockets(self) -> usize {
-        self.open_files_max.saturating_sub(RESERVED_FILES).max(2)
+    pub fn files_for_sockets(self, shards: usize) -> usize {
+        let reserved = RESERVED_FILES + FILES_PER_SHARD * shards;
+        self.open_files_max.saturating_sub(reserved).max(2)
     }
 
     /// So many that a tenth more, the handshakes, still finds descriptors.
-    pub fn connections_max(self) -> usize {
-        (self.files_for_sockets() / 11 * 10).clamp(1, CONNECTIONS_CAP)
+    pub fn connections_max(self, shards: usize) -> usize {
+        (self.files_for_sockets(shards) / 11 * 10).clamp(1, CONNECTIONS_CAP)
     }
 
-    pub fn handshakes_max(self) -> usize {
-        (self.connections_max() / 10).max(1)
+    pub fn handshakes_max(self, shards: usize) -> usize {
+        (self.connections_max(shards) / 10).max(1)
     }
 }
 
@@ -87,9 +90,10 @@ mod tests {
         let check = |cores, open_files_max, shards, connections| {
             let machine = Machine { cores, open_files_max, memory_bytes: 1 << 30 };
             assert_eq!(machine.default_shards(), shards, "{machine:?}");
-            assert_eq!(machine.connections_max(), connections, "{machine:?}");
+            assert_eq!(machine.connections_max(shards), connections, "{machine:?}");
         };
-        check(2, 1024, 2, 870);
+        check(2, 1024, 2, 860);
+        check(64, 1024, 64, 520);
         check(0, 10, 1, 1);
         check(400, 1_073_741_816, 128, CONNECTIONS_CAP);
         check(1, usize::MAX, 1, CONNECTIONS_CAP);

@@ -32,7 +32,7 @@ fn nothing_given_is_the_defaults() {
     let defaults = format!("{:?}", Config::defaults(MACHINE));
     assert_eq!(format!("{:?}", loaded.config), defaults);
     assert!(KNOBS.iter().all(|knob| loaded.source(knob.env) == Some(Source::Default)));
-    assert_eq!((loaded.config.shards, loaded.config.connections_max), (4, 870));
+    assert_eq!((loaded.config.shards, loaded.config.connections_max), (4, 850));
     assert_eq!(loaded.source("HUB_NO_SUCH"), None);
 }
 
@@ -147,7 +147,7 @@ fn values_are_checked_against_each_other() {
     check("", "HUB_PONG_TIMEOUT=25s", "HUB_PONG_TIMEOUT");
     check("", "HUB_PING_INTERVAL=8s", "HUB_PONG_TIMEOUT");
     check("", "HUB_PUBLICATION_BYTES_MAX=2MiB", "HUB_OUTBOX_BYTES_MAX");
-    check("", "HUB_CONNECTIONS_MAX=961", "HUB_CONNECTIONS_MAX");
+    check("", "HUB_CONNECTIONS_MAX=937", "HUB_CONNECTIONS_MAX");
     check("", "HUB_INTERNAL_LISTEN=127.0.0.1:8000", "HUB_LISTEN");
     check("", "HUB_DEV=true HUB_LISTEN=127.0.0.1:1,0.0.0.0:2", "HUB_LISTEN");
     check("--dev", "HUB_INTERNAL_LISTEN=[::]:1", "HUB_INTERNAL_LISTEN");
@@ -155,7 +155,9 @@ fn values_are_checked_against_each_other() {
     check("", "HUB_TOKEN_HMAC_PREVIOUS_SECRET=old", "HUB_TOKEN_HMAC_PREVIOUS_SECRET");
     // No second complaint that follows from the first.
     check("", "HUB_PING_INTERVAL=x HUB_PONG_TIMEOUT=30s", "HUB_PING_INTERVAL");
-    loaded("", "HUB_CONNECTIONS_MAX=960 HUB_LISTEN=127.0.0.1:0,127.0.0.1:0");
+    loaded("", "HUB_SHARDS=1 HUB_CONNECTIONS_MAX=954");
+    check("", "HUB_SHARDS=128 HUB_CONNECTIONS_MAX=200", "HUB_CONNECTIONS_MAX");
+    loaded("", "HUB_CONNECTIONS_MAX=936 HUB_LISTEN=127.0.0.1:0,127.0.0.1:0");
     loaded("", "HUB_LISTEN=0.0.0.0:8000 HUB_OUTBOX_BYTES_MAX=2MiB HUB_PUBLICATION_BYTES_MAX=2MiB");
     loaded("--dev", "HUB_LISTEN=[::1]:0,127.8.9.1:0");
 }

@@ -69,13 +69,6 @@ impl Handshakes {
     pub fn leave(&self, key: u64) {
         self.open.borrow_mut().remove(&key);
     }
-
-    /// Ends all that are between requests.
-    pub fn close_idle(&self) {
-        for handshake in self.open.borrow().values().filter(|handshake| !handshake.busy.get()) {
-            handshake.leave.notify_one();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub fn address<'a>(
 
 /// An address, as some proxies write it with a port or in brackets.
 fn parse(text: &str) -> Option<IpAddr> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.split(']').next());
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let address: Option<IpAddr> = bare.unwrap_or(text).parse().ok();
     let with_port = || text.parse().ok().map(|address: std::net::SocketAddr| address.ip());
     address.or_else(with_port).map(|address| address.to_canonical())
@@ -62,5 +62,9 @@ mod tests {
         check("10.0.0.1", &["1.2.3.4", "198.51.100.7"], "198.51.100.7");
         check("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1");
         check("10.0.0.1", &["10.0.0.2, 10.0.0.3"], "10.0.0.2");
+        check("10.0.0.1", &["[2001:db8::7]"], "2001:db8::7");
+        for junk in ["[2001:db8::7", "[2001:db8::7]x", "[198.51.100.7", "[2001:db8::7]]:80", "[]"] {
+            check("10.0.0.1", &[junk], "10.0.0.1");
+        }
     }
 }

@@ -137,7 +137,6 @@ impl Shard {
                 let mut state = self.state.borrow_mut();
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
-                self.handshakes.close_idle();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
             }
             ShardEvent::Stop => self.stopped.set(true),

@@ -126,8 +126,8 @@ impl Builder {
             }
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut hub = Hub { child, addr: nowhere, log };
-        hub.addr = receiver.recv_timeout(SOON).expect("the line that names the port");
+        let mut hub = Hub { child, addr: nowhere, printed: Mutex::new(receiver), log };
+        hub.addr = hub.next_addr();
         hub
     }
 }
@@ -147,6 +147,7 @@ pub struct KernelSocket {
 pub struct Hub {
     child: Child,
     pub addr: SocketAddr,
+    printed: Mutex<mpsc::Receiver<SocketAddr>>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -164,6 +165,11 @@ impl Hub {
     /// A node of this Redis, ready.
     pub fn on(redis: &Redis) -> Self {
         Self::builder().redis(redis).start().wait_ready()
+    }
+
+    /// Where it listens too: the address behind the last one that was taken.
+    pub fn next_addr(&self) -> SocketAddr {
+        self.printed.lock().unwrap().recv_timeout(SOON).expect("the line that names the port")
     }
 
     pub fn wait_ready(self) -> Self {

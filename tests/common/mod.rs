@@ -56,6 +56,12 @@ pub fn scaled(quick: usize, full: usize) -> usize {
     if std::env::var_os("HUBBUB_TEST_FULL").is_some() { full } else { quick }
 }
 
+/// A JWT, HS256.
+pub fn sign(claims: &serde_json::Value, secret: &str) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("signs")
+}
+
 /// Polls a condition until it holds; false once the deadline has passed. The only pause in the
 /// harness beside the delays that the proxy injects.
 #[must_use]

@@ -110,7 +110,8 @@ impl Redis {
 
     fn try_launch(&mut self) -> bool {
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        // IPv6 where the machine has it.
+        command.args(["--bind", "127.0.0.1", "-::1", "--save", "", "--appendonly", "no"]);
         command.args(["--loglevel", "warning", "--port", &self.port.to_string()]);
         command.arg("--dir").arg(&self.dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

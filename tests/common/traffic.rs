@@ -107,7 +107,7 @@ fn number(data: &str) -> Option<usize> {
 }
 
 /// Numbers that a viewer received, in order.
-fn seqs(viewer: &Viewer) -> Vec<usize> {
+pub fn seqs(viewer: &Viewer) -> Vec<usize> {
     match viewer {
         Viewer::Cf { cf, .. } => cf.pubs.iter().filter_map(|p| number(&p.data)).collect(),
         Viewer::Raw { raw, .. } => raw.frames.iter().filter_map(|f| number(f.text())).collect(),
