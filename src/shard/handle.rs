@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -26,6 +27,10 @@ use crate::node::Node;
 use crate::protocol::command::Subscribe;
 use crate::publication::Format;
 
+/// What clients send is handled for so long between two turns of the loop: however much comes, from
+/// however many, the walk gets its share.
+const INPUT_TIME_MAX: Duration = Duration::from_micros(200);
+
 /// One shard, on its thread.
 pub struct Shard {
     pub node: Arc<Node>,
@@ -33,6 +38,8 @@ pub struct Shard {
     door: Door,
     state: RefCell<State>,
     loop_waker: RefCell<Option<Waker>>,
+    /// Spent on input since the loop's last turn.
+    input_time: Cell<Duration>,
     stopped: Cell<bool>,
     broken: Cell<bool>,
     /// Connections that aren't upgraded.
@@ -49,6 +56,7 @@ impl Shard {
             door,
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
+            input_time: Cell::new(Duration::ZERO),
             stopped: Cell::new(false),
             broken: Cell::new(false),
             handshakes: Handshakes::new(handshakes_max),
@@ -93,9 +101,7 @@ impl Shard {
     /// Ends this life of the shard: the state can't be trusted any more.
     pub fn break_down(&self) {
         self.broken.set(true);
-        if let Some(waker) = self.loop_waker.take() {
-            waker.wake();
-        }
+        self.wake_loop_anyway();
     }
 
     pub(super) fn is_broken(&self) -> bool {
@@ -107,11 +113,29 @@ impl Shard {
     }
 
     fn wake_loop(&self) {
-        if !self.is_clean()
-            && let Some(waker) = self.loop_waker.take()
-        {
+        if !self.is_clean() {
+            self.wake_loop_anyway();
+        }
+    }
+
+    fn wake_loop_anyway(&self) {
+        if let Some(waker) = self.loop_waker.take() {
             waker.wake();
         }
+    }
+
+    /// Whether a session's input may be read now. If not it is the loop's turn, and then it may.
+    pub(super) fn may_read(&self) -> bool {
+        let may = self.input_time.get() < INPUT_TIME_MAX;
+        if !may {
+            self.wake_loop_anyway();
+        }
+        may
+    }
+
+    /// The loop had its turn.
+    pub(super) fn allow_input(&self) {
+        self.input_time.set(Duration::ZERO);
     }
 
     /// Sends what is for the broker. Ends every event and every read, so it also reports.
@@ -260,6 +284,7 @@ impl Shard {
 
     /// Handles what a client sent.
     pub(super) fn on_bytes(&self, id: SessionId, reader: &mut Reader, bytes: &mut [u8]) {
+        let began = Instant::now();
         self.metrics().received_bytes.add(bytes.len() as u64);
         let limits = Limits {
             message_bytes_max: self.node.config.message_bytes_max,
@@ -283,6 +308,7 @@ impl Shard {
         drop(state);
         self.flush_door();
         self.wake_loop();
+        self.input_time.set(self.input_time.get() + began.elapsed());
     }
 
     // --- the server API

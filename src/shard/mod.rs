@@ -207,6 +207,7 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let mut walk =
         Walk { cursor: 0, left: 0, cost: Duration::ZERO, not_before: now, round_bytes: 0 };
     loop {
+        shard.allow_input();
         drain(&shard, events, &mut walk);
         if shard.has_stopped() || shard.is_broken() {
             return;
@@ -244,6 +245,7 @@ async fn pause(
     timer.set(until.saturating_duration_since(Instant::now()));
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
+        shard.allow_input();
         if shard.is_broken() || timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
             Poll::Ready(())
         } else {
@@ -257,6 +259,7 @@ async fn pause(
 async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
+        shard.allow_input();
         if shard.is_broken() || !shard.is_clean() || events.poll_wait(cx).is_ready() {
             Poll::Ready(())
         } else {

@@ -19,8 +19,9 @@ use super::hub::{Sent, SessionId};
 use super::reader::Reader;
 use crate::admission::SocketPermit;
 
-/// The shard's read buffer, shared by all its sessions.
-const READ_BYTES: usize = 64 * 1024;
+/// The shard's read buffer, shared by all its sessions. What a client can have handled in one go:
+/// of the smallest commands some 0.5 ms.
+const READ_BYTES: usize = 16 * 1024;
 /// Reads of one session before the others get their turn.
 const READS_PER_TURN_MAX: usize = 8;
 
@@ -131,6 +132,9 @@ impl Task {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(())) => {}
+            }
+            if !self.shard.may_read() {
+                break;
             }
             let read = READ_BUFFER.with_borrow_mut(|buffer| {
                 let n = self.stream.try_read(buffer)?;
