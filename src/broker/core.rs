@@ -15,11 +15,12 @@ use super::feed::Feed;
 use super::interest::{Confirmed, Interest};
 use super::redis::{PublishRequest, Push, Redis};
 use super::survey::{Asked, Finished, Surveys};
-use super::{BrokerCommand, Position, Publish, PublishError, SurveyResult, envelope};
+use super::{BrokerCommand, Publish, PublishError, SurveyResult, envelope};
 use crate::channel::ChannelId;
 use crate::mailbox::{Receiver, Sender, Unbound};
 use crate::metrics::{Drop, Gap};
 use crate::node::Node;
+use crate::position::Position;
 use crate::publication::{Body, Publication};
 use crate::shard::{Gapped, LinkState, ShardEvent};
 
@@ -171,7 +172,7 @@ impl Core {
             });
             return;
         }
-        self.fan_out(publish.channel.as_bytes(), publish.body);
+        self.fan_out(publish.channel.as_bytes(), publish.body, Position::default());
         if let Some(Asked { shard, request }) = asked {
             self.doors[shard]
                 .push(ShardEvent::Published { request, result: Ok(Position::default()) });
@@ -179,11 +180,11 @@ impl Core {
     }
 
     /// The demux: one look-up, one item per interested shard.
-    fn fan_out(&mut self, channel: &[u8], body: Body) {
+    fn fan_out(&mut self, channel: &[u8], body: Body, position: Position) {
         self.node.metrics.broker.publications.add(1);
         let Some(target) = self.interest.target(channel) else { return };
         let (id, shards): (ChannelId, _) = (target.id, target.shards);
-        let publication = Arc::new(Publication::new(target.channel.clone(), body));
+        let publication = Arc::new(Publication::at(target.channel.clone(), body, position));
         for shard in shards.iter() {
             let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
             if !self.doors[shard].try_push(id, event) {
@@ -264,10 +265,10 @@ impl Core {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
                 match envelope::decode(payload) {
-                    Ok(body) if body.bytes() > self.node.config.publication_bytes_max => {
+                    Ok(opened) if opened.body.bytes() > self.node.config.publication_bytes_max => {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
                     }
-                    Ok(body) => self.fan_out(channel, body),
+                    Ok(opened) => self.fan_out(channel, opened.body, opened.position),
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
                     }

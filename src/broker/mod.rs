@@ -93,13 +93,6 @@ pub struct Publish {
     pub body: Body,
 }
 
-/// Where a publication landed in its channel's stream; empty while the channel has no history.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Position {
-    pub offset: u64,
-    pub epoch: Box<str>,
-}
-
 /// Why a publish failed. It was not, and will not be, delivered, unless it says so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PublishError {

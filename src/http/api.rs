@@ -19,9 +19,10 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use super::{Reply, json, query, text};
-use crate::broker::{Position, Publish, PublishError};
+use crate::broker::{Publish, PublishError};
 use crate::channel;
 use crate::config::Config;
+use crate::position::Position;
 use crate::protocol::ReplyError;
 use crate::publication::Body;
 use crate::shard::Shard;
@@ -119,7 +120,7 @@ impl PublishRequest {
             }
             _ => members.0.get("data").map(|data| data.get().as_bytes().to_vec()),
         };
-        Ok(Self { body: payload.map(|payload| Body { payload, info: None, tags }) })
+        Ok(Self { body: payload.map(|payload| Body { payload, tags, ..Body::default() }) })
     }
 }
 

@@ -145,7 +145,7 @@ impl State {
             .map_err(|_| ReplyError::BAD_REQUEST)?;
         self.may(id, Action::Publish, name)?;
         let info = self.client_info(id, name);
-        let body = Body { payload: data.to_vec(), info, tags: None };
+        let body = Body { payload: data.to_vec(), info, ..Body::default() };
         if body.bytes() > self.node.config.publication_bytes_max {
             return Err(ReplyError::BAD_REQUEST);
         }

@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{Position, PublishError, SurveyResult};
+use crate::broker::{PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
+use crate::position::Position;
 use crate::publication::Publication;
 
 /// Which routes a listener serves.

@@ -18,11 +18,12 @@ use super::timers::Drain;
 use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
-use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
+use crate::broker::{BrokerCommand, Door, Publish, PublishError, SurveyResult};
 use crate::http::Handshakes;
 use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
+use crate::position::Position;
 use crate::protocol::command::Subscribe;
 use crate::publication::Format;
 

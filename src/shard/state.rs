@@ -14,10 +14,11 @@ use super::timers::Drain;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
-use crate::broker::{BrokerCommand, Position, Publish, PublishError, SurveyResult};
+use crate::broker::{BrokerCommand, Publish, PublishError, SurveyResult};
 use crate::frame;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
+use crate::position::Position;
 use crate::protocol::{Disconnect, ReplyError};
 
 /// A closing handshake may take this long, milliseconds.

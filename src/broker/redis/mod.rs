@@ -21,11 +21,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::PublishError;
 use super::core::FinishedPublish;
 use super::interest::Changes;
 use super::survey::Asked;
-use super::{Position, PublishError};
 use crate::node::Node;
+use crate::position::Position;
 use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
