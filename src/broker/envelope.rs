@@ -15,6 +15,8 @@ use crate::publication::Body;
 const MAGIC: &[u8; 4] = b"\xffhub";
 const PLAIN: u8 = 1;
 const POSITIONED: u8 = 2;
+/// What a script, and a browser, can count to. No stream gets there.
+const OFFSET_MAX: u64 = 1 << 53;
 
 /// A payload that claims to be hubbub's own and isn't whole, or is of a later version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -62,7 +64,7 @@ pub fn decode(bytes: Vec<u8>) -> Result<Opened, BadEnvelope> {
         POSITIONED => {
             let offset = u64::from_be_bytes(rest.take()?);
             let epoch = Epoch::parse(&rest.take::<{ Epoch::BYTES }>()?).ok_or(BadEnvelope)?;
-            if offset == 0 {
+            if !(1..=OFFSET_MAX).contains(&offset) {
                 return Err(BadEnvelope);
             }
             Position { offset, epoch }
@@ -153,7 +155,7 @@ mod tests {
     fn what_only_looks_like_ours_is_refused() {
         let whole = b"\xffhub\x02\0\0\0\0\0\0\0\x01abcdefgh\0\0\0\0\0\0\0\0\0\0\0\0";
         assert!(decode(whole.to_vec()).is_ok());
-        let cases: [&[u8]; 12] = [
+        let cases: [&[u8]; 13] = [
             b"\xff",
             b"\xffhub",
             b"\xffhub\x00",
@@ -162,6 +164,7 @@ mod tests {
             b"\xffhub\x01\0\0\0\x01}\0\0\0\0",
             b"\xffhub\x01\xff\xff\xff\xff\0\0\0\0",
             b"\xffhub\x02\0\0\0\0\0\0\0\0abcdefgh\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"\xffhub\x02\xff\xff\xff\xff\xff\xff\xff\xffabcdefgh\0\0\0\0\0\0\0\0\0\0\0\0",
             b"\xffhub\x02\0\0\0\0\0\0\0\x01abcdefg1\0\0\0\0\0\0\0\0\0\0\0\0",
             b"\xffhub\x02\0\0\0\0\0\0\0\x01abcdefgh\0\0\0\0\0\0\0\0\0\0\0\x02-1",
             b"\xffhub\x02\0\0\0\0\0\0\0\x01abcdefgh\0\0\0\0\0\0\0\0\0\0\0\x1599999999999999999999",
@@ -177,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bodies_round_trip(body in any_body(), offset in 1u64.., epoch in "[a-zA-Z]{8}") {
+        fn bodies_round_trip(body in any_body(), offset in 1u64..=OFFSET_MAX, epoch in "[a-zA-Z]{8}") {
             let position = Position { offset, epoch: Epoch::asked(&epoch) };
             let opened = Opened { body: body.clone(), position };
             prop_assert_eq!(decode(encode_positioned(&opened)), Ok(opened));

@@ -1,0 +1,213 @@
+//! History of the Redis broker: reads in bounded steps, removals.
+//!
+//! On the broker thread. A read is a task that runs one step of [`super::script`] after the other on
+//! the command link, so that a long one delays the publishes behind it by a step at most. Reads that
+//! still wait are shared by all who ask the same; one that runs is not, since what was published
+//! after its first step is in no later asker's live stream either.
+//! **Invariant:** at most [`READS_MAX`] reads run, and [`WAITING_MAX`] different ones wait; each is
+//! refused at once beyond that, or when it has waited for longer than `HUB_REDIS_TIMEOUT`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ahash::HashMap;
+use smallvec::SmallVec;
+
+use super::link::CommandLink;
+use super::script::{Call, StepReply, read_removed};
+use super::{Finished, Redis};
+use crate::broker::history::{HistoryAsk, HistoryError, HistoryPage, Order};
+use crate::broker::survey::Asked;
+use crate::metrics::Drop;
+use crate::position::Position;
+
+/// Each may hold a page of its asker's `bytes_max`.
+const READS_MAX: usize = 16;
+const WAITING_MAX: usize = 4_096;
+
+/// Reads that wait and run.
+#[derive(Default)]
+pub struct Reads(RefCell<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    order: VecDeque<HistoryAsk>,
+    waiting: HashMap<HistoryAsk, Waiting>,
+    n_running: usize,
+}
+
+struct Waiting {
+    since: Instant,
+    /// As many as their shards let ask.
+    asked: SmallVec<[Asked; 1]>,
+}
+
+impl Redis {
+    /// Reads a page; the answer is among the finished.
+    pub fn read_history(self: &Rc<Self>, asked: Asked, ask: HistoryAsk) {
+        let mut queue = self.reads.0.borrow_mut();
+        if let Some(waiting) = queue.waiting.get_mut(&ask) {
+            waiting.asked.push(asked);
+            return;
+        }
+        if queue.order.len() >= WAITING_MAX {
+            drop(queue);
+            let result = Err(HistoryError::Unavailable);
+            self.finish([Finished::History { asked, result }]);
+            return;
+        }
+        queue.order.push_back(ask.clone());
+        let asked = SmallVec::from_elem(asked, 1);
+        queue.waiting.insert(ask, Waiting { since: Instant::now(), asked });
+        drop(queue);
+        self.start_reads();
+    }
+
+    fn start_reads(self: &Rc<Self>) {
+        loop {
+            let mut queue = self.reads.0.borrow_mut();
+            if queue.n_running >= READS_MAX {
+                return;
+            }
+            let Some(ask) = queue.order.pop_front() else { return };
+            let waiting = queue.waiting.remove(&ask).expect("invariant: what is in order waits");
+            queue.n_running += 1;
+            drop(queue);
+            let redis = self.clone();
+            tokio::task::spawn_local(async move {
+                let is_late = waiting.since.elapsed() > redis.node.config.redis_timeout;
+                let result = match is_late {
+                    true => Err(HistoryError::Unavailable),
+                    false => redis.read(&ask).await.map(Arc::new),
+                };
+                redis.reads.0.borrow_mut().n_running -= 1;
+                let finished = waiting.asked.into_iter();
+                redis.finish(
+                    finished.map(|asked| Finished::History { asked, result: result.clone() }),
+                );
+                redis.start_reads();
+            });
+        }
+    }
+
+    async fn read(&self, ask: &HistoryAsk) -> Result<HistoryPage, HistoryError> {
+        let Some(mut link) = self.command_link() else { return Err(HistoryError::Unavailable) };
+        let first = self.step(&mut link, ask, ask.since, ask.limit).await?;
+        crate::broker::history::check_epoch(ask.since, first.top.epoch)?;
+        let mut page = Page::new(ask, first.top);
+        let mut has_more = first.has_more;
+        page.add(first);
+        while has_more && page.has_room() {
+            let since = page.reached();
+            let step = self.step(&mut link, ask, Some(since), page.left()).await?;
+            // It was made anew in between: what was read so far is of no stream any more.
+            if step.top.epoch != since.epoch {
+                return Err(HistoryError::Unavailable);
+            }
+            has_more = step.has_more;
+            page.add(step);
+        }
+        Ok(page.page)
+    }
+
+    async fn step(
+        &self,
+        link: &mut CommandLink,
+        ask: &HistoryAsk,
+        since: Option<Position>,
+        left: usize,
+    ) -> Result<StepReply, HistoryError> {
+        let call = Call::read(&self.prefix, ask, since, left, link.server());
+        let reply = match link.call(&call).await {
+            Ok(value) => StepReply::read(value),
+            Err(error) => {
+                self.complain("a history can't be read", &error);
+                None
+            }
+        };
+        let reply = reply.ok_or(HistoryError::Unavailable)?;
+        self.count_reset(reply.was_reset);
+        self.node.metrics.broker.on_drop(Drop::BadEnvelope, reply.n_foreign);
+        Ok(reply)
+    }
+
+    /// Drops a channel's publications; the answer is among the finished.
+    pub fn remove_history(self: &Rc<Self>, asked: Asked, channel: &str) {
+        let Some(mut link) = self.command_link() else {
+            let result = Err(HistoryError::Unavailable);
+            return self.finish([Finished::HistoryRemoved { asked, result }]);
+        };
+        let call = Call::remove(&self.prefix, channel, link.server());
+        let redis = self.clone();
+        tokio::task::spawn_local(async move {
+            let result = match link.call(&call).await {
+                Ok(value) => read_removed(&value).map(|was_reset| redis.count_reset(was_reset)),
+                Err(error) => {
+                    redis.complain("a history can't be removed", &error);
+                    Err(HistoryError::Unavailable)
+                }
+            };
+            redis.finish([Finished::HistoryRemoved { asked, result }]);
+        });
+    }
+}
+
+/// A page that grows step by step.
+struct Page<'a> {
+    ask: &'a HistoryAsk,
+    page: HistoryPage,
+    bytes: usize,
+    /// What comes now doesn't follow.
+    is_over: bool,
+}
+
+impl<'a> Page<'a> {
+    fn new(ask: &'a HistoryAsk, top: Position) -> Self {
+        Self { ask, page: HistoryPage { top, publications: Vec::new() }, bytes: 0, is_over: false }
+    }
+
+    /// Adds what belongs to the stream as it was at the first step. A step may find that what came
+    /// right before it was trimmed away meanwhile, and somebody may have deleted from the middle: a
+    /// page has no hole, so what lies before it, in offsets, is left out.
+    fn add(&mut self, step: StepReply) {
+        for stored in step.publications {
+            if self.is_full() || stored.offset > self.page.top.offset {
+                return;
+            }
+            let before = self.page.publications.last().map(|before| before.offset);
+            match (self.ask.order, before) {
+                (Order::Forward, Some(before)) if stored.offset != before + 1 => {
+                    self.page.publications.clear();
+                    self.bytes = 0;
+                }
+                (Order::Reverse, Some(before)) if stored.offset + 1 != before => {
+                    self.is_over = true;
+                    return;
+                }
+                _ => {}
+            }
+            self.bytes += stored.bytes();
+            self.page.publications.push(Arc::new(stored));
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_over || self.left() == 0 || self.bytes >= self.ask.bytes_max
+    }
+
+    fn has_room(&self) -> bool {
+        !self.is_full() && !self.page.publications.is_empty()
+    }
+
+    fn left(&self) -> usize {
+        self.ask.limit - self.page.publications.len()
+    }
+
+    fn reached(&self) -> Position {
+        let offset = self.page.publications.last().map_or(0, |stored| stored.offset);
+        Position { offset, epoch: self.page.top.epoch }
+    }
+}
