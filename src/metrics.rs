@@ -159,6 +159,9 @@ pub struct BrokerMetrics {
     pub idempotency_keys: Count,
     /// What of that went at a bound.
     pub history_evicted: Count,
+    pub history_reads: Count,
+    /// Of those, the ones that were answered with another's page.
+    pub history_reads_shared: Count,
     /// Streams in Redis that were found damaged: each started a new epoch.
     pub history_resets: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
@@ -358,9 +361,15 @@ impl Page {
         )
     }
 
-    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 11] {
         let Metrics { broker, listener, .. } = &*self.0;
-        let counters: [(&str, &str, &Count); 9] = [
+        [
+            ("history_reads", "Histories asked for.", &broker.history_reads),
+            (
+                "history_reads_shared",
+                "Those that waited together with an equal one and were read once.",
+                &broker.history_reads_shared,
+            ),
             (
                 "history_evicted",
                 "Streams and idempotency keys that the embedded broker gave up at a bound.",
@@ -382,8 +391,12 @@ impl Page {
                 "Failed accepts, such as out of descriptors.",
                 &listener.accept_errors,
             ),
-        ];
-        for (name, help, count) in counters {
+        ]
+    }
+
+    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Metrics { broker, listener, .. } = &*self.0;
+        for (name, help, count) in self.node_counters() {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
         let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);

@@ -98,6 +98,8 @@ fn pages_forward_and_reverse() {
         check(json!({ "limit": -1, "since": { "offset": 12 } }), &[13, 14]);
         check(json!({ "limit": -1, "since": since(14) }), &[]);
         check(json!({ "limit": -1, "since": since(1_000) }), &[]);
+        check(json!({ "limit": -1, "since": since(u64::MAX) }), &[]);
+        check(json!({ "limit": 1, "since": since(u64::MAX), "reverse": true }), &[14]);
         check(json!({ "limit": 2, "since": since(1) }), &[5, 6]);
         check(json!({ "limit": 2, "since": since(0) }), &[5, 6]);
         check(json!({ "limit": -1, "since": {} }), &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
@@ -285,6 +287,22 @@ fn one_read_is_bounded_by_number() {
     let ask = json!({ "channel": "h:a", "limit": 100, "reverse": true });
     let reply = cf.command(json!({ "history": ask }));
     assert_eq!(offsets(&reply["history"]), [6, 5, 4, 3]);
+}
+
+/// JSON can't carry it: it has its number all the same, live and in the history.
+#[test]
+fn a_payload_that_is_no_text_is_left_out() {
+    on_both(|place| {
+        let mut live = Cf::subscribed(place.b(), &["h:a"]);
+        let bytes = json!({ "channel": "h:a", "b64data": "/wD+" });
+        assert_eq!(result(&place.a, "publish", bytes)["offset"], 1);
+        publish(&place.a, "h:a", 2);
+        assert_eq!(live.next_pub(SOON).expect("the next one").body["offset"], 2);
+        let page = history(&place.a, "h:a");
+        assert_eq!((offsets(&page), page["offset"].as_u64()), (vec![2], Some(2)));
+        let ask = json!({ "history": { "channel": "h:a", "limit": -1 } });
+        assert_eq!(offsets(&live.command(ask)["history"]), [2]);
+    });
 }
 
 /// What a client asks in one frame takes effect in order, behind its subscribe too.

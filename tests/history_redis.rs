@@ -159,6 +159,42 @@ fn a_redis_that_comes_back_empty_starts_anew() {
     assert_ne!(page["epoch"], json!(before.epoch));
 }
 
+/// Redis restarted from a dump that lacks the end: nothing in it is wrong, but what comes would
+/// repeat numbers that were delivered.
+#[test]
+fn a_redis_that_comes_back_without_its_newest_part_starts_anew() {
+    let mut place = Place::redis();
+    let saved = publish_each(&place.a, "h:a", 1..=5);
+    place.server().command(&["SAVE"]);
+    assert_eq!(publish_each(&place.a, "h:a", 6..=8).offset, 8);
+    place.redis.as_mut().expect("a place with Redis").restart();
+    assert_eq!(place.server().command(&["HGET", META, "o"]).text(), "5", "the dump was loaded");
+    let ask = json!({ "channel": "h:a", "data": "other" });
+    assert!(eventually(SOON, || place.b().api("publish", &ask).is_result()));
+    let read = || place.a.api("history", &json!({ "channel": "h:a" })).is_result();
+    assert!(eventually(SOON, read), "the other node comes back too");
+    let page = history(&place.a, "h:a");
+    assert_eq!((offsets(&page), page["offset"].as_u64()), (vec![1], Some(1)), "{page}");
+    assert_ne!(page["epoch"], json!(saved.epoch));
+    let since = json!({ "channel": "h:a", "limit": -1, "since": saved.json() });
+    assert_eq!(code(place.b(), "history", since), 112);
+}
+
+/// A name that is only read is not kept for long, and a read keeps it.
+#[test]
+fn the_epoch_of_an_unused_channel_does_not_stay() {
+    let place = Place::redis();
+    let ttl = || place.server().command(&["PTTL", META]).int();
+    let hour = 3_600_000;
+    let epoch = At::of(&history(&place.a, "h:a")).epoch;
+    assert!((1..=hour).contains(&ttl()), "{}", ttl());
+    place.server().command(&["PEXPIRE", META, "100000"]);
+    assert_eq!(At::of(&history(place.b(), "h:a")), At { offset: 0, epoch: epoch.clone() });
+    assert!((hour / 2..=hour).contains(&ttl()), "{}", ttl());
+    assert_eq!(publish(&place.a, "h:a", 1), At { offset: 1, epoch });
+    assert!(ttl() > 29 * 24 * hour, "{}", ttl());
+}
+
 /// Scenario 21 (c): a Redis without memory that evicts nothing.
 #[test]
 fn without_memory_publishers_get_an_error_and_nothing_is_half_done() {

@@ -40,8 +40,9 @@ const CHANGES_PER_COMMAND_MAX: usize = 512;
 const BATCHES_PER_TURN_MAX: usize = 64;
 
 /// What the embedded broker keeps. A stream's bytes are its publications'; a tenth of a million
-/// streams with their names are some 50 MiB more, and the idempotency keys at worst 40 MiB.
-const MEMORY: Bounds = Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536 };
+/// streams with their names are some 50 MiB more, keys and unused names at worst 60 MiB.
+const MEMORY: Bounds =
+    Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
 
 /// Runs until [`BrokerCommand::Stop`].
 pub async fn run(
@@ -206,6 +207,7 @@ impl Core {
             return;
         }
         let Asked { shard, request } = asked;
+        self.node.metrics.broker.history_reads.add(1);
         let result = self.memory.read(&ask, now_ms).map(Arc::new);
         self.doors[shard].push(ShardEvent::History { request, result });
     }

@@ -7,11 +7,13 @@
 //!
 //! **Invariant:** an epoch's offsets are handed out once, in order and without a gap.
 //! **Invariant:** everything is bounded: streams by [`Bounds`] in number and bytes, keys in number
-//! and age. At a bound the stream that rested longest (of a sample) goes, epoch and all, and is
+//! and age, epochs of channels that were only read in number: reading takes no stream's place. At a
+//! bound the stream that rested longest (of a sample) goes, epoch and all, and is
 //! counted; touched again it starts a new epoch, so that nobody takes what is left for the whole.
 
 mod once;
 mod stream;
+mod unused;
 
 use std::sync::Arc;
 
@@ -20,9 +22,10 @@ use ahash::HashMap;
 use super::Publish;
 use super::history::{HistoryAsk, HistoryError, HistoryPage, Stored, check_epoch};
 use crate::config::Keep;
-use crate::position::{Epoch, Position};
+use crate::position::Position;
 use once::Once;
 use stream::Stream;
+use unused::Unused;
 
 /// How long epoch and top offset outlive the publications, milliseconds: 30 days.
 const META_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -37,6 +40,7 @@ pub struct Bounds {
     pub streams_max: usize,
     pub bytes_max: usize,
     pub keys_max: usize,
+    pub unused_max: usize,
 }
 
 /// What a publish comes to.
@@ -58,6 +62,7 @@ pub struct Memory {
     /// Where the sweep goes on, and the sampling.
     cursor: usize,
     once: Once,
+    unused: Unused,
     n_evicted: u64,
 }
 
@@ -69,6 +74,7 @@ impl Memory {
             bytes: 0,
             cursor: 0,
             once: Once::new(bounds.keys_max),
+            unused: Unused::new(bounds.unused_max),
             n_evicted: 0,
             bounds,
         }
@@ -116,7 +122,11 @@ impl Memory {
 
     /// Reads, and makes the stream's epoch if there was none.
     pub fn read(&mut self, ask: &HistoryAsk, now_ms: u64) -> Result<HistoryPage, HistoryError> {
-        let slot = self.touch(&ask.channel, now_ms);
+        let Some(slot) = self.find(&ask.channel, now_ms) else {
+            let top = Position { offset: 0, epoch: self.unused.epoch(&ask.channel) };
+            check_epoch(ask.since, top.epoch)?;
+            return Ok(HistoryPage { top, publications: Vec::new() });
+        };
         let stream = &self.streams[slot];
         let top = stream.top();
         check_epoch(ask.since, top.epoch)?;
@@ -168,21 +178,28 @@ impl Memory {
         self.n_evicted + self.once.n_evicted()
     }
 
-    /// The channel's stream, without what has expired; a new one if there is none.
+    /// The channel's stream, without what has expired.
+    fn find(&mut self, channel: &str, now_ms: u64) -> Option<usize> {
+        let slot = *self.names.get(channel)?;
+        let stream = &mut self.streams[slot];
+        self.bytes -= stream.expire(now_ms);
+        if stream.is_forgotten(now_ms) {
+            self.forget(slot);
+            return None;
+        }
+        stream.touched_ms = now_ms;
+        Some(slot)
+    }
+
+    /// The same; a new one if there is none.
     fn touch(&mut self, channel: &str, now_ms: u64) -> usize {
-        if let Some(&slot) = self.names.get(channel) {
-            let stream = &mut self.streams[slot];
-            self.bytes -= stream.expire(now_ms);
-            if stream.is_forgotten(now_ms) {
-                *stream = Stream::new(channel, Epoch::draw());
-            }
-            stream.touched_ms = now_ms;
+        if let Some(slot) = self.find(channel, now_ms) {
             return slot;
         }
         if self.streams.len() >= self.bounds.streams_max {
             self.evict(usize::MAX);
         }
-        let mut stream = Stream::new(channel, Epoch::draw());
+        let mut stream = Stream::new(channel, self.unused.take(channel));
         stream.touched_ms = now_ms;
         let slot = self.streams.insert(stream);
         self.names.insert(channel.into(), slot);

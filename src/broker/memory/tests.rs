@@ -6,9 +6,11 @@ use super::*;
 use crate::broker::Version;
 use crate::broker::history::Order;
 use crate::fuzz::Rng;
+use crate::position::Epoch;
 use crate::publication::Body;
 
-const BOUNDS: Bounds = Bounds { streams_max: 1_000, bytes_max: 1 << 20, keys_max: 1_000 };
+const BOUNDS: Bounds =
+    Bounds { streams_max: 1_000, bytes_max: 1 << 20, keys_max: 1_000, unused_max: 100 };
 const KEEP: Keep = Keep { size: 5, ttl_ms: 1_000 };
 
 fn publish(channel: &str, payload: &str, keep: Option<Keep>) -> Publish {
@@ -166,6 +168,25 @@ fn streams_over_a_bound_go_with_their_epochs() {
     let again = new(memory.publish(&publish("0", "x", Some(KEEP)), 20));
     assert_eq!(again.offset, 1);
     assert_ne!(again.epoch, first.epoch, "never the same position for something else");
+}
+
+#[test]
+fn reading_takes_no_streams_place() {
+    let mut memory = Memory::new(Bounds { streams_max: 2, unused_max: 3, ..BOUNDS });
+    let kept = new(memory.publish(&publish("kept", "x", Some(KEEP)), 0));
+    let mut epochs = Vec::new();
+    for n in 0..10 {
+        epochs.push(memory.read(&ask(&n.to_string()), 1).expect("any epoch").top.epoch);
+    }
+    assert_eq!((memory.n_streams(), memory.n_evicted()), (1, 0));
+    assert_eq!(memory.read(&ask("kept"), 1).expect("any epoch").top, kept);
+    let mut epoch_of =
+        |n: usize| memory.read(&ask(&n.to_string()), 1).expect("any epoch").top.epoch;
+    assert_eq!([epoch_of(7), epoch_of(8), epoch_of(9)], [epochs[7], epochs[8], epochs[9]]);
+    let first = new(memory.publish(&publish("9", "x", Some(KEEP)), 1));
+    assert_eq!(first, Position { offset: 1, epoch: epochs[9] }, "the one that was read");
+    let again = memory.read(&ask("0"), 1).expect("any epoch").top;
+    assert_ne!(again.epoch, epochs[0], "drawn anew, as another one");
 }
 
 #[test]

@@ -272,10 +272,6 @@ impl Redis {
         }
     }
 
-    fn command_link(&self) -> Option<CommandLink> {
-        self.command.borrow().as_ref().map(|command| command.link.clone())
-    }
-
     fn finish(&self, finished: impl IntoIterator<Item = Finished>) {
         self.finished.borrow_mut().extend(finished);
         self.inbox.notify.notify_one();

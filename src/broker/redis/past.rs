@@ -5,7 +5,7 @@
 //! still wait are shared by all who ask the same; one that runs is not, since what was published
 //! after its first step is in no later asker's live stream either.
 //! **Invariant:** at most [`READS_MAX`] reads run, and [`WAITING_MAX`] different ones wait; each is
-//! refused at once beyond that, or when it has waited for longer than `HUB_REDIS_TIMEOUT`.
+//! refused at once beyond that, and after `HUB_REDIS_TIMEOUT` with its wait and all its steps.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,10 +15,10 @@ use std::time::Instant;
 
 use ahash::HashMap;
 use smallvec::SmallVec;
+use tokio::time::timeout;
 
-use super::link::CommandLink;
 use super::script::{Call, StepReply, read_removed};
-use super::{Finished, Redis};
+use super::{Command, Finished, Redis};
 use crate::broker::history::{HistoryAsk, HistoryError, HistoryPage, Order};
 use crate::broker::survey::Asked;
 use crate::metrics::Drop;
@@ -48,8 +48,11 @@ struct Waiting {
 impl Redis {
     /// Reads a page; the answer is among the finished.
     pub fn read_history(self: &Rc<Self>, asked: Asked, ask: HistoryAsk) {
+        let metrics = &self.node.metrics.broker;
+        metrics.history_reads.add(1);
         let mut queue = self.reads.0.borrow_mut();
         if let Some(waiting) = queue.waiting.get_mut(&ask) {
+            metrics.history_reads_shared.add(1);
             waiting.asked.push(asked);
             return;
         }
@@ -78,11 +81,10 @@ impl Redis {
             drop(queue);
             let redis = self.clone();
             tokio::task::spawn_local(async move {
-                let is_late = waiting.since.elapsed() > redis.node.config.redis_timeout;
-                let result = match is_late {
-                    true => Err(HistoryError::Unavailable),
-                    false => redis.read(&ask).await.map(Arc::new),
-                };
+                // For all of its steps, and for having waited: its asker doesn't wait for longer.
+                let left = redis.node.config.redis_timeout.saturating_sub(waiting.since.elapsed());
+                let read = timeout(left, redis.read(&ask)).await;
+                let result = read.unwrap_or(Err(HistoryError::Unavailable)).map(Arc::new);
                 redis.reads.0.borrow_mut().n_running -= 1;
                 let finished = waiting.asked.into_iter();
                 redis.finish(
@@ -94,15 +96,16 @@ impl Redis {
     }
 
     async fn read(&self, ask: &HistoryAsk) -> Result<HistoryPage, HistoryError> {
-        let Some(mut link) = self.command_link() else { return Err(HistoryError::Unavailable) };
-        let first = self.step(&mut link, ask, ask.since, ask.limit).await?;
+        let command = self.command.borrow().clone();
+        let Some(mut command) = command else { return Err(HistoryError::Unavailable) };
+        let first = self.step(&mut command, ask, ask.since, ask.limit).await?;
         crate::broker::history::check_epoch(ask.since, first.top.epoch)?;
         let mut page = Page::new(ask, first.top);
         let mut has_more = first.has_more;
         page.add(first);
         while has_more && page.has_room() {
             let since = page.reached();
-            let step = self.step(&mut link, ask, Some(since), page.left()).await?;
+            let step = self.step(&mut command, ask, Some(since), page.left()).await?;
             // It was made anew in between: what was read so far is of no stream any more.
             if step.top.epoch != since.epoch {
                 return Err(HistoryError::Unavailable);
@@ -115,19 +118,13 @@ impl Redis {
 
     async fn step(
         &self,
-        link: &mut CommandLink,
+        command: &mut Command,
         ask: &HistoryAsk,
         since: Option<Position>,
         left: usize,
     ) -> Result<StepReply, HistoryError> {
-        let call = Call::read(&self.prefix, ask, since, left, link.server());
-        let reply = match link.call(&call).await {
-            Ok(value) => StepReply::read(value),
-            Err(error) => {
-                self.complain("a history can't be read", &error);
-                None
-            }
-        };
+        let call = Call::read(&self.prefix, ask, since, left, command.link.server());
+        let reply = self.call(command, &call).await.and_then(StepReply::read);
         let reply = reply.ok_or(HistoryError::Unavailable)?;
         self.count_reset(reply.was_reset);
         self.node.metrics.broker.on_drop(Drop::BadEnvelope, reply.n_foreign);
@@ -136,22 +133,32 @@ impl Redis {
 
     /// Drops a channel's publications; the answer is among the finished.
     pub fn remove_history(self: &Rc<Self>, asked: Asked, channel: &str) {
-        let Some(mut link) = self.command_link() else {
+        let Some(mut command) = self.command.borrow().clone() else {
             let result = Err(HistoryError::Unavailable);
             return self.finish([Finished::HistoryRemoved { asked, result }]);
         };
-        let call = Call::remove(&self.prefix, channel, link.server());
+        let call = Call::remove(&self.prefix, channel, command.link.server());
         let redis = self.clone();
         tokio::task::spawn_local(async move {
-            let result = match link.call(&call).await {
-                Ok(value) => read_removed(&value).map(|was_reset| redis.count_reset(was_reset)),
-                Err(error) => {
-                    redis.complain("a history can't be removed", &error);
-                    Err(HistoryError::Unavailable)
-                }
-            };
+            let was_reset = redis.call(&mut command, &call).await.and_then(read_removed);
+            let result = was_reset.map(|was_reset| redis.count_reset(was_reset));
+            let result = result.ok_or(HistoryError::Unavailable);
             redis.finish([Finished::HistoryRemoved { asked, result }]);
         });
+    }
+
+    /// `None`: it failed, which is in the log.
+    async fn call(&self, command: &mut Command, call: &Call) -> Option<redis::Value> {
+        match command.link.call(call).await {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.complain("Redis refuses a history's script", &error);
+                if error.code().is_none() {
+                    command.broken.notify_one();
+                }
+                None
+            }
+        }
     }
 }
 

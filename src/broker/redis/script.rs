@@ -6,7 +6,7 @@ use redis::Value;
 
 use super::super::Publish;
 use super::super::history::{HistoryAsk, Order, Stored};
-use crate::broker::{HistoryError, PublishError, envelope};
+use crate::broker::{PublishError, envelope};
 use crate::position::{Epoch, Position};
 
 /// What `hubbub script` prints.
@@ -217,10 +217,10 @@ impl StepReply {
 }
 
 /// The answer of a removal: whether the stream was found damaged.
-pub fn read_removed(value: &Value) -> Result<bool, HistoryError> {
+pub fn read_removed(value: Value) -> Option<bool> {
     match value {
-        Value::Int(reset) => Ok(*reset != 0),
-        _ => Err(HistoryError::Unavailable),
+        Value::Int(reset) => Some(reset != 0),
+        _ => None,
     }
 }
 

@@ -10,9 +10,9 @@
 local at = look(ARGV[1])
 if at.is_new then
   redis.call('HSET', meta, 'e', at.epoch, 'o', 0, 's', at.server, 'x', 0, 'v', '', 'w', '')
-  redis.call('PEXPIRE', meta, META_MS)
   redis.call('DEL', stream)
 end
+if at.top == 0 then redis.call('PEXPIRE', meta, UNUSED_MS) end
 local reply = { at.top, at.epoch, at.reset, 0 }
 local left, step_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
 if ARGV[2] ~= '' and ARGV[2] ~= at.epoch then return reply end

@@ -14,8 +14,9 @@
 local stream, meta = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- How long epoch and top offset outlive the publications: 30 days.
-local META_MS = 2592000000
+-- How long epoch and top offset outlive the publications: 30 days. Where nothing was published yet,
+-- an hour from the last read: names that somebody only reads must not pile up.
+local META_MS, UNUSED_MS = 2592000000, 3600000
 
 -- Doubles print in full up to 2^53.
 local function text(number)
