@@ -388,7 +388,7 @@ fn random_interleavings_agree_with_a_model() {
             let epoch = At::of(&history(&place.a, &format!("h:{n}"))).epoch;
             models.push(Model { epoch, ..Model::default() });
         }
-        for _ in 0..common::scaled(600, 20_000) {
+        for _ in 0..common::scaled(600, 5_000) {
             let at = rng.between(0, 2) as usize;
             let hub = if rng.between(0, 1) == 0 { &place.a } else { place.b() };
             model_step(place, hub, &mut rng, &format!("h:{at}"), &mut models[at]);

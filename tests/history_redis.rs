@@ -245,6 +245,30 @@ fn flushed_scripts_come_back() {
     assert_eq!(At::of(&history(place.b(), "h:a")), At { offset: 4, ..first });
 }
 
+/// A storm of readers that ask the same costs Redis two reads, and each sees what was published
+/// before it asked.
+#[test]
+fn equal_reads_are_shared() {
+    let place = Place::redis();
+    let top = publish_each(&place.a, "h:a", 1..=3);
+    let mut readers: Vec<Cf> = (0..50).map(|_| Cf::connect(&place.a)).collect();
+    let mut monitor = place.server().monitor();
+    place.server().stop();
+    let ask = json!({ "history": { "channel": "h:a", "limit": -1 } });
+    let ids: Vec<u32> = readers.iter_mut().map(|cf| cf.send(vec![ask.clone()])[0]).collect();
+    assert!(eventually(SOON, || place.a.metric_sum("hubbub_history_reads_total") == 50.0));
+    place.server().cont();
+    for (reader, id) in readers.iter_mut().zip(ids) {
+        let reply = reader.reply(id, SOON).expect("answered");
+        assert_eq!(offsets(&reply["history"]), [1, 2, 3], "{reply}");
+        assert_eq!(At::of(&reply["history"]), top);
+    }
+    let commands = monitor.monitored(place.server());
+    let n_reads = commands.iter().filter(|line| line.contains("\"EVALSHA\"")).count();
+    assert!((1..=2).contains(&n_reads), "{n_reads} reads");
+    assert!(place.a.metric_sum("hubbub_history_reads_shared_total") >= 48.0);
+}
+
 /// Scenario 12: what claims to be the hub's own and isn't.
 #[test]
 fn foreign_envelopes_reach_nobody() {

@@ -248,7 +248,7 @@ impl CommandLink {
                 let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
                 self.server = id.unwrap_or(UNKNOWN_SERVER).trim().into();
             }
-            Err(error) if error.code() == Some("NOPERM") => {
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
                 tracing::warn!(%error, "history won't notice that Redis lost its newest part");
             }
             Err(error) => return Err(error),
@@ -262,7 +262,7 @@ impl CommandLink {
             let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.text()).take();
             match load.query_async(&mut self.connection).await {
                 Ok(hash) => hashes.push(hash),
-                Err(error) if error.code() == Some("NOPERM") => {
+                Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
                     tracing::debug!(%error, "scripts go to Redis as text");
                     hashes.clear();
                     break;

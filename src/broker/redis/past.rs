@@ -1,9 +1,9 @@
 //! History of the Redis broker: reads in bounded steps, removals.
 //!
 //! On the broker thread. A read is a task that runs one step of [`super::script`] after the other on
-//! the command link, so that a long one delays the publishes behind it by a step at most. Reads that
-//! still wait are shared by all who ask the same; one that runs is not, since what was published
-//! after its first step is in no later asker's live stream either.
+//! the command link, so that a long one delays the publishes behind it by a step at most. Whoever asks
+//! what is being read already waits for the next read of it, together with all who do: not for this
+//! one, which may lack what was published since it began, and which nobody delivered to them live.
 //! **Invariant:** at most [`READS_MAX`] reads run, and [`WAITING_MAX`] different ones wait; each is
 //! refused at once beyond that, and after `HUB_REDIS_TIMEOUT` with its wait and all its steps.
 
@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ahash::HashMap;
+use ahash::{HashMap, HashSet};
 use smallvec::SmallVec;
 use tokio::time::timeout;
 
@@ -34,15 +34,25 @@ pub struct Reads(RefCell<Queue>);
 
 #[derive(Default)]
 struct Queue {
+    /// Those of `waiting` that may run.
     order: VecDeque<HistoryAsk>,
     waiting: HashMap<HistoryAsk, Waiting>,
-    n_running: usize,
+    running: HashSet<HistoryAsk>,
 }
 
 struct Waiting {
     since: Instant,
     /// As many as their shards let ask.
     asked: SmallVec<[Asked; 1]>,
+}
+
+impl Queue {
+    fn end(&mut self, ask: HistoryAsk) {
+        self.running.remove(&ask);
+        if self.waiting.contains_key(&ask) {
+            self.order.push_back(ask);
+        }
+    }
 }
 
 impl Redis {
@@ -56,13 +66,15 @@ impl Redis {
             waiting.asked.push(asked);
             return;
         }
-        if queue.order.len() >= WAITING_MAX {
+        if queue.waiting.len() >= WAITING_MAX {
             drop(queue);
             let result = Err(HistoryError::Unavailable);
             self.finish([Finished::History { asked, result }]);
             return;
         }
-        queue.order.push_back(ask.clone());
+        if !queue.running.contains(&ask) {
+            queue.order.push_back(ask.clone());
+        }
         let asked = SmallVec::from_elem(asked, 1);
         queue.waiting.insert(ask, Waiting { since: Instant::now(), asked });
         drop(queue);
@@ -72,12 +84,12 @@ impl Redis {
     fn start_reads(self: &Rc<Self>) {
         loop {
             let mut queue = self.reads.0.borrow_mut();
-            if queue.n_running >= READS_MAX {
+            if queue.running.len() >= READS_MAX {
                 return;
             }
             let Some(ask) = queue.order.pop_front() else { return };
             let waiting = queue.waiting.remove(&ask).expect("invariant: what is in order waits");
-            queue.n_running += 1;
+            queue.running.insert(ask.clone());
             drop(queue);
             let redis = self.clone();
             tokio::task::spawn_local(async move {
@@ -85,7 +97,7 @@ impl Redis {
                 let left = redis.node.config.redis_timeout.saturating_sub(waiting.since.elapsed());
                 let read = timeout(left, redis.read(&ask)).await;
                 let result = read.unwrap_or(Err(HistoryError::Unavailable)).map(Arc::new);
-                redis.reads.0.borrow_mut().n_running -= 1;
+                redis.reads.0.borrow_mut().end(ask);
                 let finished = waiting.asked.into_iter();
                 redis.finish(
                     finished.map(|asked| Finished::History { asked, result: result.clone() }),
