@@ -5,9 +5,10 @@
 mod common;
 
 use common::cf::Cf;
+use common::http::Kept;
 use common::past::{At, Place, code, history, offsets, publish, publish_each, result};
 use common::redis::Reply;
-use common::{Hub, QUIET, SOON, eventually, hub, scaled};
+use common::{Hub, QUIET, Rng, SOON, eventually, hub, scaled};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -17,7 +18,7 @@ const META: &str = "ws:meta:{h:a}";
 
 /// Publishes of one thread: what it sent, and the offset that it was told.
 fn publish_many(hub: &Hub, who: usize, n: usize) -> Vec<(String, usize)> {
-    let mut kept = common::http::Kept::open(hub.addr).expect("connects");
+    let mut kept = Kept::open(hub.addr).expect("connects");
     let mut told = Vec::new();
     for seq in 0..n {
         let data = format!("{who}-{seq}");
@@ -207,6 +208,46 @@ fn the_epoch_of_an_unused_channel_does_not_stay() {
     assert!((hour / 2..=hour).contains(&ttl()), "{}", ttl());
     assert_eq!(publish(&place.a, "h:a", 1), At { offset: 1, epoch });
     assert!(ttl() > 29 * 24 * hour, "{}", ttl());
+}
+
+/// Scenario 21 (c): a Redis that evicts whatever it likes, streams and their metas alike.
+#[test]
+fn under_eviction_no_number_comes_twice() {
+    let place = Place::redis();
+    let mut rng = Rng::seeded();
+    let used = match place.server().command(&["INFO", "memory"]) {
+        Reply::Bytes(bytes) => String::from_utf8(bytes).expect("text"),
+        other => panic!("{other:?}"),
+    };
+    let used = used.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("a number");
+    let used: u64 = used.parse().expect("a number");
+    place.server().config_set("maxmemory-policy", "allkeys-random");
+    place.server().config_set("maxmemory", &(used + 1_500_000).to_string());
+    let filler = "x".repeat(4_000);
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    let mut current: BTreeMap<u64, String> = BTreeMap::new();
+    let (mut n_anew, mut kept) = (0, Kept::open(place.a.addr).expect("connects"));
+    for _ in 0..scaled(1_500, 20_000) {
+        let channel = rng.between(0, 60);
+        let body = json!({ "channel": format!("h:{channel}"), "data": filler });
+        let answer = kept.post("/api/publish", &body.to_string()).expect("answered").json();
+        let at = At::of(&answer["result"]);
+        match newest.insert(at.epoch.clone(), at.offset) {
+            Some(before) => assert_eq!(at.offset, before + 1, "{channel}: {at:?}"),
+            None => assert_eq!(at.offset, 1, "{channel}: {at:?}"),
+        }
+        let before = current.insert(channel, at.epoch.clone());
+        n_anew += u64::from(before.is_some_and(|before| before != at.epoch));
+    }
+    println!("{n_anew} streams started anew");
+    assert!(n_anew >= 20, "{n_anew}: Redis evicted");
+    assert!(place.a.metric_sum("hubbub_history_resets_total") > 0.0);
+    for (channel, epoch) in current {
+        let page = history(place.b(), &format!("h:{channel}"));
+        let (offsets, at) = (offsets(&page), At::of(&page));
+        assert!(offsets.is_empty() || offsets.last() == Some(&at.offset), "{page}");
+        assert!(offsets.is_empty() == (at.epoch != epoch), "{channel}: its newest, or nothing");
+    }
 }
 
 /// Scenario 21 (c): a Redis without memory that evicts nothing.

@@ -3,6 +3,8 @@
 //! Plain values between the shards and both brokers. A page is shared: whoever asks the same at the
 //! same time gets the same one.
 
+use std::sync::{Arc, OnceLock};
+
 use crate::position::{Epoch, Position};
 use crate::protocol::{JsonPayload, PubExtra, PublicationList, json_payload};
 use crate::publication::Body;
@@ -56,10 +58,21 @@ pub struct HistoryPage {
     /// Of the newest publication, kept or not.
     pub top: Position,
     /// In the order that was asked for; offsets follow each other without a hole.
-    pub publications: Vec<std::sync::Arc<Stored>>,
+    pub publications: Vec<Arc<Stored>>,
+    /// Encoded by the first of those who share the page.
+    client_json: OnceLock<Listed>,
 }
 
 impl HistoryPage {
+    pub fn new(top: Position, publications: Vec<Arc<Stored>>) -> Self {
+        Self { top, publications, client_json: OnceLock::new() }
+    }
+
+    /// For clients, within a bound that is the same for all of them.
+    pub fn client_json(&self, bytes_max: usize) -> &Listed {
+        self.client_json.get_or_init(|| self.to_json(Audience::Client, bytes_max))
+    }
+
     pub fn bytes(&self) -> usize {
         self.publications.iter().map(|stored| stored.bytes()).sum()
     }
@@ -67,7 +80,7 @@ impl HistoryPage {
 
 /// Who reads a page in JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reader {
+pub enum Audience {
     /// Publications look as they do live.
     Client,
     /// As the server API shows them: without epoch and version.
@@ -75,6 +88,7 @@ pub enum Reader {
 }
 
 /// A page's publications in JSON.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Listed {
     pub json: Vec<u8>,
     /// Publications that JSON can't carry: left out, as they are live.
@@ -83,7 +97,7 @@ pub struct Listed {
 
 impl HistoryPage {
     /// Encodes as many publications as fit into `bytes_max`, or the first.
-    pub fn to_json(&self, reader: Reader, bytes_max: usize) -> Listed {
+    pub fn to_json(&self, audience: Audience, bytes_max: usize) -> Listed {
         let (mut list, mut n_skipped) = (PublicationList::default(), 0);
         for stored in &self.publications {
             let position = Position { offset: stored.offset, epoch: self.top.epoch };
@@ -96,11 +110,11 @@ impl HistoryPage {
                     continue;
                 }
             };
-            let extra = match reader {
-                Reader::Client => {
+            let extra = match audience {
+                Audience::Client => {
                     PubExtra { version: stored.body.version, ..PubExtra::at(&position) }
                 }
-                Reader::Api => PubExtra { offset: stored.offset, ..PubExtra::default() },
+                Audience::Api => PubExtra { offset: stored.offset, ..PubExtra::default() },
             };
             let (info, tags) = (stored.body.info.as_deref(), stored.body.tags.as_deref());
             list.push(data, &PubExtra { info, tags, ..extra });

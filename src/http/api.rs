@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use super::{Reply, json, query, text};
-use crate::broker::{HistoryAsk, HistoryError, Order, Publish, PublishError, Reader, Version};
+use crate::broker::{Audience, HistoryAsk, HistoryError, Order, Publish, PublishError, Version};
 use crate::channel;
 use crate::config::Config;
 use crate::position::{Epoch, Position};
@@ -276,7 +276,7 @@ async fn history(shard: &Rc<Shard>, body: &[u8]) -> Result<String, Refusal> {
             return Err(Refusal::Error(ReplyError::INTERNAL));
         }
     };
-    let publications = page.to_json(Reader::Api, bytes_max).json;
+    let publications = page.to_json(Audience::Api, bytes_max).json;
     let mut out = Vec::with_capacity(publications.len() + 64);
     let result = HistoryResult { publications: &publications, top: page.top };
     put_history_result(&mut out, &result);

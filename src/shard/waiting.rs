@@ -1,5 +1,5 @@
-//! What a session waits for: channels that the broker hasn't confirmed, publishes it hasn't
-//! answered, and the close that comes after them.
+//! What a session waits for: channels that the broker hasn't confirmed, publishes and histories it
+//! hasn't answered, and the close that comes after them.
 //!
 //! Runs on the shard thread inside one borrow of the state.
 
@@ -14,7 +14,7 @@ use super::LinkState;
 use super::commands::line;
 use super::hub::{Queued, SessionId};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
-use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, Reader};
+use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish};
 use crate::channel::{Channel, ChannelId};
 use crate::protocol::{
     Disconnect, EmptyReply, HistoryResult, ReplyError, SubscribeResult, put_empty, put_error,
@@ -252,7 +252,7 @@ impl State {
         match result {
             Ok(page) => {
                 let bytes_max = self.node.config.outbox_bytes_max;
-                let listed = page.to_json(Reader::Client, bytes_max / 2);
+                let listed = page.client_json(bytes_max / 2);
                 self.hub.totals.skipped += listed.n_skipped;
                 let result = HistoryResult { publications: &listed.json, top: page.top };
                 put_history(&mut out, command, &result);

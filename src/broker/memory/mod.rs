@@ -125,7 +125,7 @@ impl Memory {
         let Some(slot) = self.find(&ask.channel, now_ms) else {
             let top = Position { offset: 0, epoch: self.unused.epoch(&ask.channel) };
             check_epoch(ask.since, top.epoch)?;
-            return Ok(HistoryPage { top, publications: Vec::new() });
+            return Ok(HistoryPage::new(top, Vec::new()));
         };
         let stream = &self.streams[slot];
         let top = stream.top();
@@ -139,7 +139,7 @@ impl Memory {
                 break;
             }
         }
-        Ok(HistoryPage { top, publications })
+        Ok(HistoryPage::new(top, publications))
     }
 
     /// Drops a channel's publications; epoch and top offset stay.

@@ -185,7 +185,7 @@ struct Page<'a> {
 
 impl<'a> Page<'a> {
     fn new(ask: &'a HistoryAsk, top: Position) -> Self {
-        Self { ask, page: HistoryPage { top, publications: Vec::new() }, bytes: 0, is_over: false }
+        Self { ask, page: HistoryPage::new(top, Vec::new()), bytes: 0, is_over: false }
     }
 
     /// Adds what belongs to the stream as it was at the first step. A step may find that what came
