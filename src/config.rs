@@ -36,7 +36,7 @@ pub(crate) use flags::{add_flags, read_flags};
 use ipnet::IpNet;
 use knobs::KNOBS;
 pub use machine::Machine;
-pub use namespaces::{Access, Gap, LoadError, Mistake, Namespace, Namespaces, SlowConsumer};
+pub use namespaces::{Access, Gap, Keep, LoadError, Mistake, Namespace, Namespaces, SlowConsumer};
 pub use secret::{RedisUrl, Secret};
 use sources::Given;
 pub use values::{LogFormat, Rate};
@@ -116,6 +116,8 @@ pub struct Config {
     pub channel_bytes_max: usize,
     /// Subscriptions of one connection.
     pub channels_max: usize,
+    /// Publications of one history read.
+    pub history_max: usize,
     /// Client connections; over it 503. Never more than the limit of open files allows.
     pub connections_max: usize,
     /// Sockets that aren't upgraded; over it the oldest idle one goes.
@@ -201,6 +203,7 @@ impl Config {
             api_body_bytes_max: 16 * MIB,
             channel_bytes_max: 255,
             channels_max: 128,
+            history_max: 300,
             connections_max: machine.connections_max(machine.default_shards()),
             handshakes_max: machine.handshakes_max(machine.default_shards()),
             command_rate: Some(Rate { per_second: 100 }),

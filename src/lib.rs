@@ -2,7 +2,8 @@
 //!
 //! Code map: `server` (start, signals, drain), `listener` (accept, placement), `admission` (who may
 //! come in), `http` (upgrades, API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
-//! (the only way between threads), `channel`, `publication` (what is fanned out), `frame`,
+//! (the only way between threads), `channel`, `publication` (what is fanned out), `position` (where
+//! in its stream), `frame`,
 //! `protocol` (wire formats, sans-I/O), `auth` (tokens, permissions, origins), `config`, `cli`,
 //! `metrics`, `node`.
 
@@ -20,6 +21,7 @@ pub mod listener;
 pub mod mailbox;
 pub mod metrics;
 pub mod node;
+pub mod position;
 pub mod protocol;
 pub mod publication;
 pub mod server;

@@ -153,6 +153,17 @@ pub struct BrokerMetrics {
     pub pubsub_up: Count,
     pub command_up: Count,
     pub inbox_bytes: Count,
+    /// What the embedded broker keeps.
+    pub history_streams: Count,
+    pub history_bytes: Count,
+    pub idempotency_keys: Count,
+    /// What of that went at a bound.
+    pub history_evicted: Count,
+    pub history_reads: Count,
+    /// Of those, the ones that were answered with another's page.
+    pub history_reads_shared: Count,
+    /// Streams in Redis that were found damaged: each started a new epoch.
+    pub history_resets: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
 }
@@ -350,9 +361,25 @@ impl Page {
         )
     }
 
-    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 11] {
         let Metrics { broker, listener, .. } = &*self.0;
-        let counters: [(&str, &str, &Count); 7] = [
+        [
+            ("history_reads", "Histories asked for.", &broker.history_reads),
+            (
+                "history_reads_shared",
+                "Those that waited together with an equal one and were read once.",
+                &broker.history_reads_shared,
+            ),
+            (
+                "history_evicted",
+                "Streams and idempotency keys that the embedded broker gave up at a bound.",
+                &broker.history_evicted,
+            ),
+            (
+                "history_resets",
+                "Streams in Redis that were found damaged and started anew.",
+                &broker.history_resets,
+            ),
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),
@@ -364,8 +391,12 @@ impl Page {
                 "Failed accepts, such as out of descriptors.",
                 &listener.accept_errors,
             ),
-        ];
-        for (name, help, count) in counters {
+        ]
+    }
+
+    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Metrics { broker, listener, .. } = &*self.0;
+        for (name, help, count) in self.node_counters() {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
         let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);
@@ -386,7 +417,10 @@ impl Page {
             "Connections refused or ended at a limit.",
             refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
         )?;
-        let gauges: [(&str, &str, &Count); 3] = [
+        let gauges: [(&str, &str, &Count); 6] = [
+            ("history_streams", "Streams in the embedded broker.", &broker.history_streams),
+            ("history_bytes", "Bytes of their publications.", &broker.history_bytes),
+            ("idempotency_keys", "Keys it remembers.", &broker.idempotency_keys),
             ("sockets", "Open sockets of the listeners.", &listener.sockets),
             ("redis_subscriptions", "Channels subscribed in Redis.", &broker.redis_subscriptions),
             ("inbox_bytes", "Bytes from Redis not yet handed to shards.", &broker.inbox_bytes),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::channel::Channel;
 use crate::frame::{self, Opcode};
+use crate::position::Position;
 use crate::protocol::{JsonPayload, PubExtra, json_payload, put_publication};
 
 /// A wire format: what one session's publications look like on its socket.
@@ -38,17 +39,26 @@ pub struct Publication {
     info: Option<Box<[u8]>>,
     /// Encoded tags.
     tags: Option<Box<[u8]>>,
+    version: u64,
+    position: Position,
     frames: [OnceLock<Encoded>; N_FORMATS],
 }
 
 impl Publication {
-    /// A publication of `channel`.
+    /// A publication of `channel`, without history.
     pub fn new(channel: Arc<Channel>, body: Body) -> Self {
+        Self::at(channel, body, Position::default())
+    }
+
+    /// One that has a place in its channel's stream.
+    pub fn at(channel: Arc<Channel>, body: Body, position: Position) -> Self {
         Self {
             channel,
             payload: body.payload,
             info: body.info,
             tags: body.tags,
+            version: body.version,
+            position,
             frames: [const { OnceLock::new() }; N_FORMATS],
         }
     }
@@ -56,6 +66,11 @@ impl Publication {
     /// Size of the payload, bytes.
     pub fn payload_bytes(&self) -> usize {
         self.payload.len()
+    }
+
+    /// Where it stands in its channel's stream; offset 0: in none.
+    pub fn position(&self) -> Position {
+        self.position
     }
 
     /// The finished frame, encoded on the first call. `None`: skip this format.
@@ -89,7 +104,8 @@ impl Publication {
         let extra = PubExtra {
             info: self.info.as_deref(),
             tags: self.tags.as_deref(),
-            ..PubExtra::default()
+            version: self.version,
+            ..PubExtra::at(&self.position)
         };
         let mut out =
             Vec::with_capacity(frame::HEAD_BYTES_MAX + data.len() + self.channel.name.len() + 64);
@@ -106,12 +122,14 @@ pub struct Body {
     pub payload: Vec<u8>,
     pub info: Option<Box<[u8]>>,
     pub tags: Option<Box<[u8]>>,
+    /// The publisher's own number of this state; 0 is none. Kept only with history.
+    pub version: u64,
 }
 
 impl Body {
     /// A bare payload, as a plain Redis `PUBLISH` carries it.
     pub fn plain(payload: Vec<u8>) -> Self {
-        Self { payload, info: None, tags: None }
+        Self { payload, ..Self::default() }
     }
 
     /// Size for the publication bound, bytes.

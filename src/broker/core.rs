@@ -12,14 +12,18 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::door::ShardDoor;
 use super::feed::Feed;
+use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
-use super::redis::{PublishRequest, Push, Redis};
+use super::memory::{Bounds, Memory, Outcome};
+use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
 use super::survey::{Asked, Finished, Surveys};
-use super::{BrokerCommand, Position, Publish, PublishError, SurveyResult, envelope};
+use super::{BrokerCommand, Publish, SurveyResult, envelope};
 use crate::channel::ChannelId;
+use crate::config::Namespace;
 use crate::mailbox::{Receiver, Sender, Unbound};
 use crate::metrics::{Drop, Gap};
 use crate::node::Node;
+use crate::position::Position;
 use crate::publication::{Body, Publication};
 use crate::shard::{Gapped, LinkState, ShardEvent};
 
@@ -34,6 +38,11 @@ const GAP_LOG_INTERVAL_MS: u64 = 1_000;
 const CHANGES_PER_COMMAND_MAX: usize = 512;
 /// Command batches handled before the doors are flushed and pushes get their turn.
 const BATCHES_PER_TURN_MAX: usize = 64;
+
+/// What the embedded broker keeps. A stream's bytes are its publications'; a tenth of a million
+/// streams with their names are some 50 MiB more, keys and unused names at worst 60 MiB.
+const MEMORY: Bounds =
+    Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
 
 /// Runs until [`BrokerCommand::Stop`].
 pub async fn run(
@@ -65,6 +74,8 @@ struct Core {
     node: Arc<Node>,
     interest: Interest,
     doors: Vec<ShardDoor>,
+    /// Unused with Redis.
+    memory: Memory,
     redis: Option<Rc<Redis>>,
     link: LinkState,
     /// What the shards know of the link: it is up once all they had is subscribed again. Who
@@ -95,6 +106,7 @@ impl Core {
                 acquire_timeout_ms,
             ),
             doors,
+            memory: Memory::new(MEMORY),
             redis,
             link,
             told: link,
@@ -144,6 +156,12 @@ impl Core {
                 let asked = Asked { shard, request };
                 self.publish(Some(asked), *publish);
             }
+            BrokerCommand::History { shard, request, ask } => {
+                self.read_history(Asked { shard, request }, *ask, now_ms);
+            }
+            BrokerCommand::HistoryRemove { shard, request, channel } => {
+                self.remove_history(Asked { shard, request }, channel);
+            }
             BrokerCommand::Survey { shard, request } => {
                 self.start_survey(Asked { shard, request }, now_ms)
             }
@@ -164,26 +182,53 @@ impl Core {
 
     fn publish(&mut self, asked: Option<Asked>, publish: Publish) {
         if self.redis.is_some() {
-            self.publishes.push(PublishRequest {
-                asked,
-                channel: publish.channel,
-                payload: envelope::encode(publish.body),
-            });
+            self.publishes.push(PublishRequest { asked, publish });
             return;
         }
-        self.fan_out(publish.channel.as_bytes(), publish.body);
+        let position = match self.memory.publish(&publish, self.node.now_ms()) {
+            Outcome::New(position) => {
+                self.fan_out(publish.channel.as_bytes(), publish.body, position);
+                position
+            }
+            Outcome::Old(position) => position,
+        };
         if let Some(Asked { shard, request }) = asked {
-            self.doors[shard]
-                .push(ShardEvent::Published { request, result: Ok(Position::default()) });
+            self.doors[shard].push(ShardEvent::Published { request, result: Ok(position) });
         }
     }
 
+    // --- history
+
+    fn read_history(&mut self, asked: Asked, ask: HistoryAsk, now_ms: u64) {
+        if let Some(redis) = self.redis.clone() {
+            // What was published before it is to be seen.
+            self.send_publishes();
+            redis.read_history(asked, ask);
+            return;
+        }
+        let Asked { shard, request } = asked;
+        self.node.metrics.broker.history_reads.add(1);
+        let result = self.memory.read(&ask, now_ms).map(Arc::new);
+        self.doors[shard].push(ShardEvent::History { request, result });
+    }
+
+    fn remove_history(&mut self, asked: Asked, channel: Box<str>) {
+        if let Some(redis) = self.redis.clone() {
+            self.send_publishes();
+            redis.remove_history(asked, &channel);
+            return;
+        }
+        let Asked { shard, request } = asked;
+        self.memory.remove(&channel);
+        self.doors[shard].push(ShardEvent::HistoryRemoved { request, result: Ok(()) });
+    }
+
     /// The demux: one look-up, one item per interested shard.
-    fn fan_out(&mut self, channel: &[u8], body: Body) {
+    fn fan_out(&mut self, channel: &[u8], body: Body, position: Position) {
         self.node.metrics.broker.publications.add(1);
         let Some(target) = self.interest.target(channel) else { return };
         let (id, shards): (ChannelId, _) = (target.id, target.shards);
-        let publication = Arc::new(Publication::new(target.channel.clone(), body));
+        let publication = Arc::new(Publication::at(target.channel.clone(), body, position));
         for shard in shards.iter() {
             let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
             if !self.doors[shard].try_push(id, event) {
@@ -249,8 +294,17 @@ impl Core {
     fn on_redis(&mut self) {
         let Some(redis) = self.redis.clone() else { return };
         for finished in redis.take_finished() {
-            if let Some(Asked { shard, request }) = finished.asked {
-                self.doors[shard].push(ShardEvent::Published { request, result: finished.result });
+            match finished {
+                Answered::Publish { asked: Some(Asked { shard, request }), result } => {
+                    self.doors[shard].push(ShardEvent::Published { request, result });
+                }
+                Answered::Publish { asked: None, .. } => {}
+                Answered::History { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::History { request, result });
+                }
+                Answered::HistoryRemoved { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::HistoryRemoved { request, result });
+                }
             }
         }
         for push in redis.take_pushes() {
@@ -264,10 +318,10 @@ impl Core {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
                 match envelope::decode(payload) {
-                    Ok(body) if body.bytes() > self.node.config.publication_bytes_max => {
+                    Ok(opened) if opened.body.bytes() > self.node.config.publication_bytes_max => {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
                     }
-                    Ok(body) => self.fan_out(channel, body),
+                    Ok(opened) => self.fan_out(channel, opened.body, opened.position),
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
                     }
@@ -339,6 +393,12 @@ impl Core {
         for (channel, shard) in self.interest.on_tick(now_ms) {
             self.doors[shard].push(ShardEvent::AcquireFailed { name: channel.name.clone() });
         }
+        self.memory.on_tick(now_ms);
+        let broker = &self.node.metrics.broker;
+        broker.history_streams.set(self.memory.n_streams() as u64);
+        broker.history_bytes.set(self.memory.bytes() as u64);
+        broker.idempotency_keys.set(self.memory.n_keys() as u64);
+        broker.history_evicted.set(self.memory.n_evicted());
         for finished in self.surveys.on_tick(now_ms) {
             self.finish_survey(finished);
         }
@@ -350,7 +410,11 @@ impl Core {
             let interest = &self.interest;
             let ticks =
                 feed.on_tick(now_ms, |channel| interest.target(channel.as_bytes()).is_some());
-            ticks.into_iter().for_each(|publish| self.publish(None, publish));
+            let auth = self.node.auth();
+            for mut publish in ticks {
+                publish.keep = auth.namespaces().of(&publish.channel).and_then(Namespace::keep);
+                self.publish(None, publish);
+            }
             self.feed = Some(feed);
         }
         self.send_publishes();
@@ -394,10 +458,4 @@ impl Core {
         }
         full
     }
-}
-
-/// The answer to a publish command.
-pub struct FinishedPublish {
-    pub asked: Option<Asked>,
-    pub result: Result<Position, PublishError>,
 }

@@ -32,10 +32,7 @@ impl Feed {
             .iter()
             .map(|(sector, symbols)| (format!("demo:{sector}"), symbols))
             .filter(|(channel, _)| is_watched(channel))
-            .map(|(channel, symbols)| Publish {
-                channel: channel.into(),
-                body: Body::plain(tick(symbols, wall_ms)),
-            })
+            .map(|(channel, symbols)| Publish::plain(channel, Body::plain(tick(symbols, wall_ms))))
             .collect()
     }
 }

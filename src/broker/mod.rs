@@ -14,7 +14,9 @@ mod core;
 mod door;
 mod envelope;
 mod feed;
+mod history;
 mod interest;
+mod memory;
 mod redis;
 mod survey;
 
@@ -28,11 +30,15 @@ use std::time::Duration;
 pub use interest::Interest;
 
 use crate::channel::ChannelId;
+use crate::config::Keep;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;
 use crate::publication::Body;
 use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
+
+pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Order, Stored};
+pub use redis::PUBLISH_SCRIPT;
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
 /// batch a turn, and keeps what doesn't fit.
@@ -59,6 +65,18 @@ pub enum BrokerCommand {
         shard: usize,
         request: u32,
         publish: Box<Publish>,
+    },
+    /// Answered by `History`.
+    History {
+        shard: usize,
+        request: u32,
+        ask: Box<HistoryAsk>,
+    },
+    /// Drops a channel's publications; its position stays. Answered by `HistoryRemoved`.
+    HistoryRemove {
+        shard: usize,
+        request: u32,
+        channel: Box<str>,
     },
     /// Answered by `Surveyed`.
     Survey {
@@ -91,13 +109,36 @@ impl Weigh for BrokerCommand {
 pub struct Publish {
     pub channel: Box<str>,
     pub body: Body,
+    /// What of its channel's stream is kept; `None`: it is delivered only.
+    pub keep: Option<Keep>,
+    /// Used before on this channel, within five minutes: nothing is delivered, and the answer is
+    /// the one of then.
+    pub idempotency_key: Option<Box<str>>,
+    /// Not newer than the channel's newest of the same version epoch: nothing is delivered, and the
+    /// answer is the top position. Only with `keep`.
+    pub version: Option<Version>,
 }
 
-/// Where a publication landed in its channel's stream; empty while the channel has no history.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Position {
-    pub offset: u64,
+/// The publisher's own number of the state that it publishes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Version {
+    pub number: u64,
+    /// Numbers of different epochs aren't compared.
     pub epoch: Box<str>,
+}
+
+impl Publish {
+    /// One to be delivered only.
+    pub fn plain(channel: impl Into<Box<str>>, body: Body) -> Self {
+        Self { channel: channel.into(), body, keep: None, idempotency_key: None, version: None }
+    }
+
+    /// What it takes on its way, bytes.
+    pub fn bytes(&self) -> usize {
+        let key_bytes = self.idempotency_key.as_ref().map_or(0, |key| key.len());
+        let version_bytes = self.version.as_ref().map_or(0, |version| version.epoch.len());
+        self.channel.len() + self.body.bytes() + key_bytes + version_bytes
+    }
 }
 
 /// Why a publish failed. It was not, and will not be, delivered, unless it says so.

@@ -1,9 +1,10 @@
 //! The command line: `hubbub [FLAGS]` runs the hub, `hubbub config [FLAGS]` prints what it would run
-//! with, `hubbub token` makes and checks tokens. Decides only; main prints, runs and exits.
+//! with, `hubbub token` makes and checks tokens, `hubbub script` prints the publish script. Decides only; main prints, runs and exits.
 //!
 //! Knobs and their flags come from `config`; a further subcommand is one `Command` in [`command`] and
 //! one arm in [`parse`].
 
+mod script;
 mod token;
 
 use std::ffi::OsString;
@@ -76,6 +77,7 @@ fn parse_with(
             Ok(loaded) => Action::Print(config::render(&loaded)),
             Err(failure) => failure,
         },
+        Some(("script", _)) => Action::Print(script::text()),
         Some(("token", matches)) => {
             let (name, matches) =
                 matches.subcommand().expect("invariant: clap requires a subcommand of token");
@@ -108,7 +110,7 @@ fn command() -> Command {
         .after_help(AFTER)
         .help_template(TEMPLATE)
         .override_usage(
-            "hubbub [FLAGS]\n       hubbub config [FLAGS]\n       hubbub token make|check …",
+            "hubbub [FLAGS]\n       hubbub config [FLAGS]\n       hubbub token make|check …\n       hubbub script",
         )
         .max_term_width(100)
         .no_binary_name(true)
@@ -116,7 +118,10 @@ fn command() -> Command {
     let config = Command::new("config")
         .about("Print the effective configuration, secrets masked, and where each value is from")
         .override_usage("hubbub config [FLAGS]");
-    config::add_flags(root).subcommand(config).subcommand(token::command())
+    config::add_flags(root)
+        .subcommand(config)
+        .subcommand(token::command())
+        .subcommand(script::command())
 }
 
 /// Help and version come as errors; everything else is the caller's mistake, for which clap would

@@ -398,6 +398,14 @@ pub static KNOBS: &[Knob] = &[
         1..=1_000_000
     ),
     count!(
+        "HUB_HISTORY_MAX",
+        "history-max",
+        LIMITS,
+        "Publications of one history read",
+        history_max,
+        1..=100_000
+    ),
+    count!(
         "HUB_CONNECTIONS_MAX",
         "connections-max",
         LIMITS,

@@ -26,6 +26,10 @@ use crate::channel::{self, NameError};
 
 /// Thousands of namespaces; a path to something endless must not fill the memory.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+const HISTORY_SIZE_MAX: usize = 100_000;
+/// Up to a year.
+const HISTORY_TTLS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 /// Of a namespace's name; as long as a channel's can be made.
 const NAME_BYTES_MAX: usize = 4096;
 
@@ -66,6 +70,26 @@ pub struct Namespace {
     pub presence_access: Access,
     pub slow_consumer: SlowConsumer,
     pub gap: Gap,
+    /// Publications; 0: no history. Then `history_ttl` is zero too.
+    pub history_size: usize,
+    pub history_ttl: Duration,
+}
+
+/// How much of a channel's stream is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Publications, at least 1.
+    pub size: usize,
+    /// From the newest publication on, milliseconds.
+    pub ttl_ms: u64,
+}
+
+impl Namespace {
+    /// `None`: no history.
+    pub fn keep(&self) -> Option<Keep> {
+        let ttl_ms = self.history_ttl.as_millis() as u64;
+        (self.history_size > 0).then_some(Keep { size: self.history_size, ttl_ms })
+    }
 }
 
 impl Default for Namespace {
@@ -77,6 +101,8 @@ impl Default for Namespace {
             presence_access: Access::Nobody,
             slow_consumer: SlowConsumer::Disconnect,
             gap: Gap::Count,
+            history_size: 0,
+            history_ttl: Duration::ZERO,
         }
     }
 }
@@ -218,7 +244,24 @@ impl Reading<'_> {
         for (key, value) in table {
             self.entry(name, key, value, &mut namespace);
         }
+        self.check_history(name, table, &namespace);
         namespace
+    }
+
+    /// One without the other would keep nothing, or all for ever.
+    fn check_history(&mut self, name: &str, table: &DeTable<'_>, namespace: &Namespace) {
+        let (given, missing) = match (namespace.history_size > 0, namespace.history_ttl.is_zero()) {
+            (true, true) => ("history_size", "history_ttl"),
+            (false, false) => ("history_ttl", "history_size"),
+            _ => return,
+        };
+        // A value that was refused left its default: one complaint is enough.
+        if table.iter().any(|(key, value)| key.get_ref() == missing && !is_zero(value.get_ref())) {
+            return;
+        }
+        let at = table.iter().find(|(key, _)| key.get_ref() == given);
+        let complaint = format!("namespaces.{}.{given} needs {missing} too", shown(name));
+        self.blame(at.map(|(_, value)| value.span().start), complaint);
     }
 
     fn entry(&mut self, name: &str, key: &Key<'_>, value: &Value<'_>, into: &mut Namespace) {
@@ -300,9 +343,27 @@ static KEYS: &[Row] = &[
     },
     Row {
         key: "history_size",
-        set: |_, value| no_count_yet(value, "0 or a number of publications"),
+        set: |namespace, value| {
+            let size = integer(value).map(|size| size as usize);
+            let size = size.filter(|size| *size <= HISTORY_SIZE_MAX);
+            namespace.history_size =
+                size.ok_or(Refusal::expected("0 or a number of publications, at most 100000"))?;
+            Ok(())
+        },
     },
-    Row { key: "history_ttl", set: |_, value| no_time_yet(value) },
+    Row {
+        key: "history_ttl",
+        set: |namespace, value| {
+            let ttl = match value.as_str() {
+                _ if is_zero(value) => Some(Duration::ZERO),
+                Some(text) => values::duration(text, HISTORY_TTLS).ok(),
+                None => None,
+            };
+            namespace.history_ttl =
+                ttl.ok_or(Refusal::expected("off, 0 or a duration from \"1s\" to \"8760h\""))?;
+            Ok(())
+        },
+    },
     Row { key: "recovery", set: |_, value| word(value, &["off"], &["stream", "cache"]).map(drop) },
     Row { key: "presence", set: |_, value| no_switch_yet(value) },
     Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
@@ -360,11 +421,18 @@ fn no_switch_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
     }
 }
 
+fn integer(value: &DeValue<'_>) -> Option<u32> {
+    let number = value.as_integer()?;
+    u32::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// A time or number that is off.
+fn is_zero(value: &DeValue<'_>) -> bool {
+    matches!(value.as_str(), Some("off" | "0")) || integer(value) == Some(0)
+}
+
 fn no_count_yet(value: &DeValue<'_>, expected: &str) -> Result<(), Refusal> {
-    match value
-        .as_integer()
-        .and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok())
-    {
+    match integer(value) {
         Some(0) => Ok(()),
         Some(number) => Err(Refusal::NotYet(number.to_string())),
         None => Err(Refusal::expected(expected)),
@@ -372,11 +440,8 @@ fn no_count_yet(value: &DeValue<'_>, expected: &str) -> Result<(), Refusal> {
 }
 
 fn no_time_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
-    if value.as_integer().is_some_and(|number| number.as_str() == "0") {
-        return Ok(());
-    }
     match value.as_str() {
-        Some("off" | "0") => Ok(()),
+        _ if is_zero(value) => Ok(()),
         Some(text) if values::duration(text, Duration::ZERO..=Duration::MAX).is_ok() => {
             Err(Refusal::NotYet(format!("{text:?}")))
         }

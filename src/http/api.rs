@@ -19,15 +19,16 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use super::{Reply, json, query, text};
-use crate::broker::{Position, Publish, PublishError};
+use crate::broker::{Audience, HistoryAsk, HistoryError, Order, Publish, PublishError, Version};
 use crate::channel;
 use crate::config::Config;
-use crate::protocol::ReplyError;
+use crate::position::{Epoch, Position};
+use crate::protocol::{HistoryResult, ReplyError, put_history_result};
 use crate::publication::Body;
 use crate::shard::Shard;
 
 pub fn is_method(method: &str) -> bool {
-    matches!(method, "publish" | "broadcast" | "info" | "channels")
+    matches!(method, "publish" | "broadcast" | "history" | "history_remove" | "info" | "channels")
 }
 
 /// Whether a request carries a key. Compared in constant time.
@@ -103,7 +104,13 @@ impl<'de> Deserialize<'de> for Members<'de> {
 /// What publish and broadcast share. No body: neither `data` nor `b64data`.
 struct PublishRequest {
     body: Option<Body>,
+    skip_history: bool,
+    idempotency_key: Option<Box<str>>,
+    version: Option<Version>,
 }
+
+/// Of an idempotency key, and of a version's epoch.
+const KEY_BYTES_MAX: usize = 255;
 
 impl PublishRequest {
     fn read(members: &Members<'_>) -> Result<Self, Refusal> {
@@ -119,14 +126,38 @@ impl PublishRequest {
             }
             _ => members.0.get("data").map(|data| data.get().as_bytes().to_vec()),
         };
-        Ok(Self { body: payload.map(|payload| Body { payload, info: None, tags }) })
+        let version = match members.get::<u64>("version")?.unwrap_or_default() {
+            0 => None,
+            number => Some(Version { number, epoch: short_text(members, "version_epoch")? }),
+        };
+        let number = version.as_ref().map_or(0, |version| version.number);
+        let idempotency_key = short_text(members, "idempotency_key")?;
+        Ok(Self {
+            body: payload.map(|payload| Body { payload, tags, version: number, info: None }),
+            skip_history: members.get("skip_history")?.unwrap_or_default(),
+            idempotency_key: (!idempotency_key.is_empty()).then_some(idempotency_key),
+            version,
+        })
     }
+}
+
+/// A member that becomes part of a key or is kept; left out it is empty.
+fn short_text(members: &Members<'_>, name: &str) -> Result<Box<str>, Refusal> {
+    let text: String = members.get(name)?.unwrap_or_default();
+    if text.len() > KEY_BYTES_MAX {
+        return Err(Refusal::Error(ReplyError::BAD_REQUEST));
+    }
+    Ok(text.into())
 }
 
 /// Runs one call; a malformed body is 400 and nothing was done.
 pub async fn call(shard: &Rc<Shard>, method: &str, body: &[u8]) -> Reply {
-    match answer(shard, method, body).await {
-        Ok(answer) => json(StatusCode::OK, &answer.to_string()),
+    let answer = match method {
+        "history" => history(shard, body).await,
+        _ => answer(shard, method, body).await.map(|answer| answer.to_string()),
+    };
+    match answer {
+        Ok(answer) => json(StatusCode::OK, &answer),
         Err(Refusal::Error(refused)) => json(StatusCode::OK, &error(refused).to_string()),
         Err(Refusal::Malformed) => text(StatusCode::BAD_REQUEST, "Bad Request\n"),
     }
@@ -137,6 +168,7 @@ async fn answer(shard: &Rc<Shard>, method: &str, body: &[u8]) -> Result<Value, R
     Ok(match method {
         "info" => value!({ "result": info(shard) }),
         "channels" => channels(shard, members.get("pattern")?).await,
+        "history_remove" => history_remove(shard, &members).await?,
         "publish" => {
             let channel: Option<String> = members.get("channel")?;
             let request = PublishRequest::read(&members)?;
@@ -175,16 +207,87 @@ fn begin(shard: &Rc<Shard>, channel: &str, request: &PublishRequest) -> Begun {
     {
         return Err(ReplyError::BAD_REQUEST);
     }
-    Ok(shard.publish(Publish { channel: channel.into(), body: body.clone() }))
+    let namespace = shard.namespace_of(channel).ok_or(ReplyError::UNKNOWN_CHANNEL)?;
+    let keep = namespace.keep().filter(|_| !request.skip_history);
+    let version = request.version.clone().filter(|_| keep.is_some());
+    let body =
+        Body { version: version.as_ref().map_or(0, |version| version.number), ..body.clone() };
+    let idempotency_key = request.idempotency_key.clone();
+    Ok(shard.publish(Publish { channel: channel.into(), body, keep, idempotency_key, version }))
 }
 
 async fn finish(begun: Begun) -> Value {
     match begun {
         Ok(published) => match published.await {
-            Ok(Ok(_)) => value!({ "result": {} }),
+            Ok(Ok(position)) if position.offset == 0 => value!({ "result": {} }),
+            Ok(Ok(position)) => value!({
+                "result": { "offset": position.offset, "epoch": position.epoch.as_str() }
+            }),
             _ => error(ReplyError::INTERNAL),
         },
         Err(refused) => error(refused),
+    }
+}
+
+/// The channel of a history call, if there is one with history.
+fn channel_with_history(shard: &Rc<Shard>, members: &Members<'_>) -> Result<String, Refusal> {
+    let channel: String = members.get("channel")?.unwrap_or_default();
+    channel::check_name(&channel, shard.node.config.channel_bytes_max)
+        .map_err(|_| Refusal::Error(ReplyError::BAD_REQUEST))?;
+    let namespace = shard.namespace_of(&channel);
+    let namespace = namespace.ok_or(Refusal::Error(ReplyError::UNKNOWN_CHANNEL))?;
+    namespace.keep().ok_or(Refusal::Error(ReplyError::NOT_AVAILABLE))?;
+    Ok(channel)
+}
+
+/// Reads at most `HUB_HISTORY_MAX` publications, and as many bytes as a request may have.
+async fn history(shard: &Rc<Shard>, body: &[u8]) -> Result<String, Refusal> {
+    #[derive(Deserialize)]
+    struct Since {
+        #[serde(default)]
+        offset: Option<u64>,
+        #[serde(default)]
+        epoch: Option<String>,
+    }
+    let members = Members::read(body)?;
+    let since = members.get::<Since>("since")?.map(|since| Position {
+        offset: since.offset.unwrap_or_default(),
+        epoch: Epoch::asked(&since.epoch.unwrap_or_default()),
+    });
+    let order = match members.get("reverse")?.unwrap_or_default() {
+        true => Order::Reverse,
+        false => Order::Forward,
+    };
+    let limit: i64 = members.get("limit")?.unwrap_or_default();
+    let channel = channel_with_history(shard, &members)?;
+    if order == Order::Reverse && since.is_some_and(|since| since.offset == 0) {
+        return Err(Refusal::Error(ReplyError::BAD_REQUEST));
+    }
+    let config = &shard.node.config;
+    let (limit, bytes_max) =
+        (HistoryAsk::limit(limit, config.history_max), config.api_body_bytes_max);
+    let ask = HistoryAsk { channel: channel.into(), since, order, limit, bytes_max };
+    let page = match shard.read_history(ask).await {
+        Ok(Ok(page)) => page,
+        Ok(Err(HistoryError::OtherEpoch)) => {
+            return Err(Refusal::Error(ReplyError::UNRECOVERABLE_POSITION));
+        }
+        Ok(Err(HistoryError::Unavailable)) | Err(_) => {
+            return Err(Refusal::Error(ReplyError::INTERNAL));
+        }
+    };
+    let publications = page.to_json(Audience::Api, bytes_max).json;
+    let mut out = Vec::with_capacity(publications.len() + 64);
+    let result = HistoryResult { publications: &publications, top: page.top };
+    put_history_result(&mut out, &result);
+    String::from_utf8(out).map_err(|_| Refusal::Error(ReplyError::INTERNAL))
+}
+
+async fn history_remove(shard: &Rc<Shard>, members: &Members<'_>) -> Result<Value, Refusal> {
+    let channel = channel_with_history(shard, members)?;
+    match shard.remove_history(&channel).await {
+        Ok(Ok(())) => Ok(value!({ "result": {} })),
+        _ => Err(Refusal::Error(ReplyError::INTERNAL)),
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! There is one [`PushTemplate`] per channel, and each publication is encoded once per node.
 //!
-//! **Invariant:** keys stand in the protocol's order (data, info, offset, tags, delta, epoch) and
+//! **Invariant:** keys stand in the protocol's order (data, info, offset, tags, delta, epoch, version) and
 //! zero values are left out.
 //! **Invariant:** `data`, `info` and `tags` are finished JSON without raw line breaks
 //! ([`super::json_payload`], [`put_client_info`]); they are copied as they are.
 
 use super::Unsubscribe;
 use super::write::{put_number, put_object, put_string};
+use crate::position::Position;
 
 /// The constant head of a channel's publications: `{"push":{"channel":"…","pub":{"data":`.
 #[derive(Clone, Debug)]
@@ -29,6 +30,16 @@ pub struct PubExtra<'a> {
     pub delta: bool,
     /// On the publication with offset 1 only, so that who subscribed to an empty stream learns it.
     pub epoch: &'a str,
+    /// The publisher's own; 0 is none.
+    pub version: u64,
+}
+
+impl<'a> PubExtra<'a> {
+    /// What a publication's position adds to it.
+    pub fn at(position: &'a Position) -> Self {
+        let epoch = if position.offset == 1 { position.epoch.as_str() } else { "" };
+        Self { offset: position.offset, epoch, ..Self::default() }
+    }
 }
 
 impl PushTemplate {
@@ -77,6 +88,10 @@ pub(super) fn put_publication_rest(out: &mut Vec<u8>, data: &[u8], extra: &PubEx
     if !extra.epoch.is_empty() {
         out.extend_from_slice(b",\"epoch\":");
         put_string(out, extra.epoch);
+    }
+    if extra.version != 0 {
+        out.extend_from_slice(b",\"version\":");
+        put_number(out, extra.version);
     }
     out.push(b'}');
 }
@@ -144,12 +159,13 @@ mod tests {
             tags: Some(br#"{"k":"v"}"#),
             delta: true,
             epoch: "",
+            version: 3,
         };
         check(
             |out| put_publication(out, &room, b"\"x\"", &extra),
             concat!(
                 r#"{"push":{"channel":"room:7","pub":{"data":"x","info":{"user":"42","client":"c"},"#,
-                r#""offset":18446744073709551615,"tags":{"k":"v"},"delta":true}}}"#
+                r#""offset":18446744073709551615,"tags":{"k":"v"},"delta":true,"version":3}}}"#
             ),
         );
     }

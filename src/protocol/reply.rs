@@ -10,6 +10,7 @@
 use super::ReplyError;
 use super::push::{PubExtra, put_publication_rest};
 use super::write::{Object, put_object};
+use crate::position::Position;
 
 /// The server's ping: the client answers with the same bytes.
 pub const PING: &[u8] = b"{}";
@@ -74,6 +75,42 @@ pub struct Publication<'a> {
     pub extra: PubExtra<'a>,
 }
 
+/// A JSON array of publications that grows one by one.
+pub struct PublicationList(Vec<u8>);
+
+impl Default for PublicationList {
+    fn default() -> Self {
+        Self(b"[".to_vec())
+    }
+}
+
+impl PublicationList {
+    pub fn push(&mut self, data: &[u8], extra: &PubExtra<'_>) {
+        if self.0.len() > 1 {
+            self.0.push(b',');
+        }
+        self.0.extend_from_slice(b"{\"data\":");
+        put_publication_rest(&mut self.0, data, extra);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        self.0.push(b']');
+        self.0
+    }
+}
+
+/// The result of `history`.
+#[derive(Copy, Clone, Debug)]
+pub struct HistoryResult<'a> {
+    /// From a [`PublicationList`].
+    pub publications: &'a [u8],
+    pub top: Position,
+}
+
 /// Successes with nothing to say.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum EmptyReply {
@@ -123,6 +160,23 @@ pub fn put_connect(out: &mut Vec<u8>, id: u32, result: &ConnectResult<'_>) {
 /// Appends the reply to `subscribe`.
 pub fn put_subscribe(out: &mut Vec<u8>, id: u32, result: &SubscribeResult<'_>) {
     put_reply(out, id, "subscribe", |body| fill_subscribe(body, result));
+}
+
+/// Appends the reply to `history`. All three members are always there: the SDKs read them as they
+/// are.
+pub fn put_history(out: &mut Vec<u8>, id: u32, result: &HistoryResult<'_>) {
+    put_reply(out, id, "history", |body| fill_history(body, result));
+}
+
+/// Appends the same as the server API answers it.
+pub fn put_history_result(out: &mut Vec<u8>, result: &HistoryResult<'_>) {
+    put_object(out, |answer| answer.object("result", |body| fill_history(body, result)));
+}
+
+fn fill_history(body: &mut Object<'_>, result: &HistoryResult<'_>) {
+    body.raw_if("publications", Some(result.publications));
+    body.text("epoch", result.top.epoch.as_str());
+    body.number("offset", result.top.offset);
 }
 
 /// Appends a reply that only says yes.
@@ -211,6 +265,32 @@ mod tests {
         check(
             |out| put_error(out, u32::MAX, &ReplyError::INTERNAL),
             r#"{"id":4294967295,"error":{"code":100,"message":"internal server error","temporary":true}}"#,
+        );
+    }
+
+    #[test]
+    fn histories() {
+        let top = Position { offset: 3, epoch: crate::position::Epoch::asked("kQzVbTne") };
+        let mut list = PublicationList::default();
+        let nothing = Position::default();
+        let check_list = |list: PublicationList, top: Position, expected: &str| {
+            let result = HistoryResult { publications: &list.finish(), top };
+            check(|out| put_history(out, 7, &result), expected);
+        };
+        check_list(
+            PublicationList::default(),
+            nothing,
+            r#"{"id":7,"history":{"publications":[],"epoch":"","offset":0}}"#,
+        );
+        list.push(b"1", &PubExtra { offset: 1, epoch: "kQzVbTne", ..PubExtra::default() });
+        list.push(b"{}", &PubExtra { offset: 2, ..PubExtra::default() });
+        check_list(
+            list,
+            top,
+            concat!(
+                r#"{"id":7,"history":{"publications":[{"data":1,"offset":1,"epoch":"kQzVbTne"},"#,
+                r#"{"data":{},"offset":2}],"epoch":"kQzVbTne","offset":3}}"#
+            ),
         );
     }
 

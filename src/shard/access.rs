@@ -10,7 +10,7 @@ use super::session::{Kind, Session};
 use super::state::State;
 use crate::admission::UserPermit;
 use crate::auth::{Action, Bearer, Denial, Standing, SubscriptionToken, Tie, Wish, ttl_s};
-use crate::config::Gap;
+use crate::config::{Gap, Namespace};
 use crate::node::unix_ms;
 use crate::protocol::command::{Connect, SubRefresh, Subscribe};
 use crate::protocol::{
@@ -143,16 +143,21 @@ impl State {
     }
 
     /// Whether a session may do anything else with a channel.
-    pub fn may(&mut self, id: SessionId, action: Action, channel: &str) -> Result<(), ReplyError> {
+    pub fn may(
+        &mut self,
+        id: SessionId,
+        action: Action,
+        channel: &str,
+    ) -> Result<Namespace, ReplyError> {
         let auth = self.auth.clone();
         let is_subscribed = self.is_live(id, channel);
-        let Some(session) = self.session(id) else { return Ok(()) };
+        let Some(session) = self.session(id) else { return Err(ReplyError::INTERNAL) };
         let tie = match session.subscription_token(channel) {
             Some(_) if is_subscribed => Tie::Token,
             None if is_subscribed => Tie::Subscribed,
             _ => Tie::None,
         };
-        auth.may(action, channel, Standing::new(session.user(), tie)).map(|_| ())
+        auth.may(action, channel, Standing::new(session.user(), tie)).copied()
     }
 
     /// The ClientInfo of what a session publishes to a channel.

@@ -6,11 +6,12 @@
 use super::hub::SessionId;
 use super::session::Kind;
 use super::state::State;
-use super::waiting::Asked;
+use super::waiting::{Asked, Errand};
 use crate::auth::{Action, Denial};
-use crate::broker::Publish;
+use crate::broker::{HistoryAsk, Order, Publish};
 use crate::channel;
-use crate::protocol::command::{Command, Kind as Ask, Subscribe};
+use crate::position::{Epoch, Position};
+use crate::protocol::command::{Command, History, Kind as Ask, Subscribe};
 use crate::protocol::{
     Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
 };
@@ -72,6 +73,12 @@ impl State {
                     None => Err(ReplyError::BAD_REQUEST),
                 };
                 if let Err(error) = outcome {
+                    line(out, |out| put_error(out, asked, &error));
+                }
+                Ok(())
+            }
+            (_, Ask::History(history)) => {
+                if let Err(error) = self.on_history(id, asked, &history) {
                     line(out, |out| put_error(out, asked, &error));
                 }
                 Ok(())
@@ -143,14 +150,47 @@ impl State {
     ) -> Result<(), ReplyError> {
         channel::check_name(name, self.node.config.channel_bytes_max)
             .map_err(|_| ReplyError::BAD_REQUEST)?;
-        self.may(id, Action::Publish, name)?;
+        let namespace = self.may(id, Action::Publish, name)?;
         let info = self.client_info(id, name);
-        let body = Body { payload: data.to_vec(), info, tags: None };
+        let body = Body { payload: data.to_vec(), info, ..Body::default() };
         if body.bytes() > self.node.config.publication_bytes_max {
             return Err(ReplyError::BAD_REQUEST);
         }
-        let publish = Publish { channel: name.into(), body };
-        self.publish_in_turn(id, asked, publish)
+        let publish = Publish { keep: namespace.keep(), ..Publish::plain(name, body) };
+        self.in_turn(id, asked, Errand::Publish(publish))
+    }
+
+    /// Checks stand in the protocol's order; the answer comes once the broker has read (client
+    /// protocol, 12).
+    fn on_history(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        history: &History<'_>,
+    ) -> Result<(), ReplyError> {
+        let name = &*history.channel;
+        channel::check_name(name, self.node.config.channel_bytes_max)
+            .map_err(|_| ReplyError::BAD_REQUEST)?;
+        let namespace = self.may(id, Action::History, name)?;
+        namespace.keep().ok_or(ReplyError::NOT_AVAILABLE)?;
+        let since = history
+            .since
+            .as_ref()
+            .map(|since| Position { offset: since.offset, epoch: Epoch::asked(&since.epoch) });
+        let order = if history.reverse { Order::Reverse } else { Order::Forward };
+        if order == Order::Reverse && since.is_some_and(|since| since.offset == 0) {
+            return Err(ReplyError::BAD_REQUEST);
+        }
+        let config = &self.node.config;
+        let ask = HistoryAsk {
+            channel: name.into(),
+            since,
+            order,
+            limit: HistoryAsk::limit(history.limit.into(), config.history_max),
+            // A reply must never be what makes its client a slow one.
+            bytes_max: config.outbox_bytes_max / 2,
+        };
+        self.in_turn(id, asked, Errand::History(ask))
     }
 }
 

@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{Position, PublishError, SurveyResult};
+use crate::broker::{HistoryError, HistoryPage, PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
+use crate::position::Position;
 use crate::publication::Publication;
 
 /// Which routes a listener serves.
@@ -75,6 +76,15 @@ pub enum ShardEvent {
         request: u32,
         result: Result<Position, PublishError>,
     },
+    /// The answer to a history command. Shared with whoever else asked the same.
+    History {
+        request: u32,
+        result: Result<Arc<HistoryPage>, HistoryError>,
+    },
+    HistoryRemoved {
+        request: u32,
+        result: Result<(), HistoryError>,
+    },
     /// Publications were lost on the way: subscribers are treated as their namespace's `gap` says.
     Gap(Gapped),
     Link(LinkState),
@@ -103,6 +113,7 @@ impl Weigh for ShardEvent {
     fn weight(&self) -> usize {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
+            Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
             _ => 1,
         }
     }

@@ -19,11 +19,15 @@ use super::timers::Drain;
 use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
-use crate::broker::{BrokerCommand, Door, Position, Publish, PublishError, SurveyResult};
+use crate::broker::{
+    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+};
+use crate::config::Namespace;
 use crate::http::Handshakes;
 use crate::mailbox::Urgency;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
+use crate::position::Position;
 use crate::protocol::command::Subscribe;
 use crate::publication::Format;
 
@@ -319,6 +323,34 @@ impl Shard {
         self.state.borrow_mut().publish(publish, Request::Publish(sender));
         self.flush_door();
         receiver
+    }
+
+    /// Reads history; the answer comes through the receiver.
+    pub fn read_history(
+        &self,
+        ask: HistoryAsk,
+    ) -> oneshot::Receiver<Result<Arc<HistoryPage>, HistoryError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().read_history(ask, Request::History(sender));
+        self.flush_door();
+        receiver
+    }
+
+    /// Drops a channel's publications.
+    pub fn remove_history(&self, channel: &str) -> oneshot::Receiver<Result<(), HistoryError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = state.ask(Request::HistoryRemove(sender));
+        let (shard, channel) = (self.idx, channel.into());
+        state.commands.push(BrokerCommand::HistoryRemove { shard, request, channel });
+        drop(state);
+        self.flush_door();
+        receiver
+    }
+
+    /// What holds for a channel; `None`: there is no such.
+    pub fn namespace_of(&self, channel: &str) -> Option<Namespace> {
+        self.state.borrow().auth.namespaces().of(channel).copied()
     }
 
     /// Asks all shards for their channels.

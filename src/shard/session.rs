@@ -41,7 +41,7 @@ pub struct Session {
     pub linger_until_ms: u64,
     /// Channels asked for that aren't live yet.
     pub n_pending: u16,
-    /// Publishes that the broker hasn't answered.
+    /// Publishes and history reads that the broker hasn't answered.
     pub n_unanswered: u16,
     pub ping_queued: bool,
     pub dead: bool,

@@ -14,10 +14,13 @@ use super::timers::Drain;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
-use crate::broker::{BrokerCommand, Position, Publish, PublishError, SurveyResult};
+use crate::broker::{
+    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+};
 use crate::frame;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
+use crate::position::Position;
 use crate::protocol::{Disconnect, ReplyError};
 
 /// A closing handshake may take this long, milliseconds.
@@ -36,7 +39,17 @@ pub(super) enum Local {
 }
 
 pub(super) enum Request {
-    Session { id: SessionId, command: u32 },
+    /// A publish of a session.
+    Session {
+        id: SessionId,
+        command: u32,
+    },
+    SessionHistory {
+        id: SessionId,
+        command: u32,
+    },
+    History(oneshot::Sender<Result<Arc<HistoryPage>, HistoryError>>),
+    HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
 }
@@ -127,6 +140,17 @@ impl State {
         self.commands.push(BrokerCommand::Publish { shard, request, publish: Box::new(publish) });
     }
 
+    /// The same for a read of history.
+    pub fn read_history(&mut self, ask: HistoryAsk, request: Request) {
+        let shard = self.idx;
+        if self.commands.len() >= WAITING_COMMANDS_MAX {
+            self.on_page(request, Err(HistoryError::Unavailable));
+            return;
+        }
+        let request = self.ask(request);
+        self.commands.push(BrokerCommand::History { shard, request, ask: Box::new(ask) });
+    }
+
     /// Remembers a question to the broker. Its number names this life of the shard too, so that
     /// the answer to an earlier one is no answer.
     pub fn ask(&mut self, request: Request) -> u32 {
@@ -144,7 +168,15 @@ impl State {
         match request {
             Request::Session { id, command } => self.reply_published(id, command, result.is_ok()),
             Request::Publish(sender) => drop(sender.send(result)),
-            Request::Survey(_) => {}
+            _ => {}
+        }
+    }
+
+    fn on_page(&mut self, request: Request, result: Result<Arc<HistoryPage>, HistoryError>) {
+        match request {
+            Request::SessionHistory { id, command } => self.reply_history(id, command, result),
+            Request::History(sender) => drop(sender.send(result)),
+            _ => {}
         }
     }
 
@@ -155,6 +187,16 @@ impl State {
             ShardEvent::Published { request, result } => {
                 if let Some(request) = self.answered(request) {
                     self.on_published(request, result);
+                }
+            }
+            ShardEvent::History { request, result } => {
+                if let Some(request) = self.answered(request) {
+                    self.on_page(request, result);
+                }
+            }
+            ShardEvent::HistoryRemoved { request, result } => {
+                if let Some(Request::HistoryRemove(sender)) = self.answered(request) {
+                    let _ = sender.send(result);
                 }
             }
             ShardEvent::Surveyed { request, result } => {

@@ -1,5 +1,5 @@
-//! What a session waits for: channels that the broker hasn't confirmed, publishes it hasn't
-//! answered, and the close that comes after them.
+//! What a session waits for: channels that the broker hasn't confirmed, publishes and histories it
+//! hasn't answered, and the close that comes after them.
 //!
 //! Runs on the shard thread inside one borrow of the state.
 
@@ -14,21 +14,37 @@ use super::LinkState;
 use super::commands::line;
 use super::hub::{Queued, SessionId};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
-use crate::broker::{BrokerCommand, Publish};
+use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish};
 use crate::channel::{Channel, ChannelId};
 use crate::protocol::{
-    Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
+    Disconnect, EmptyReply, HistoryResult, ReplyError, SubscribeResult, put_empty, put_error,
+    put_history, put_subscribe,
 };
 
 /// What happens to a session once what it asked before is answered.
 #[derive(Default)]
 pub struct Later {
-    /// Publishes that came behind a subscribe: commands take effect in order (client protocol,
-    /// 15), and the subscribe is live only once the broker says so.
-    publishes: Vec<(u32, Publish)>,
-    publish_bytes: usize,
+    /// What came behind a subscribe: commands take effect in order (client protocol, 15), and the
+    /// subscribe is live only once the broker says so.
+    errands: Vec<(u32, Errand)>,
+    errand_bytes: usize,
     /// The close that waits for the replies, and until when, milliseconds.
     end: Option<(Disconnect, u64)>,
+}
+
+/// What the broker does for a session, and answers.
+pub enum Errand {
+    Publish(Publish),
+    History(HistoryAsk),
+}
+
+impl Errand {
+    fn bytes(&self) -> usize {
+        match self {
+            Errand::Publish(publish) => publish.body.bytes(),
+            Errand::History(_) => 0,
+        }
+    }
 }
 
 /// A raw session that joins its channels before its upgrade is answered.
@@ -62,8 +78,8 @@ fn is_wanted(asked: &[Asked]) -> bool {
 
 /// Questions that may wait for one channel.
 const WAITING_MAX: usize = 64;
-/// Publishes of one session that may wait for a subscribe, and for the broker.
-const HELD_PUBLISHES_MAX: usize = 64;
+/// Errands of one session that may wait for a subscribe, and for the broker.
+const HELD_ERRANDS_MAX: usize = 64;
 const UNANSWERED_MAX: u16 = 1024;
 impl State {
     pub fn check_waiting(&self, id: SessionId, name: &str) -> Result<(), ReplyError> {
@@ -143,37 +159,35 @@ impl State {
         Ok(true)
     }
 
-    /// Publishes once the subscribes before it are settled.
-    pub fn publish_in_turn(
-        &mut self,
-        id: SessionId,
-        asked: u32,
-        publish: Publish,
-    ) -> Result<(), ReplyError> {
+    /// Asks the broker once the subscribes before it are settled.
+    pub fn in_turn(&mut self, id: SessionId, asked: u32, errand: Errand) -> Result<(), ReplyError> {
         let held_bytes_max = self.node.config.message_bytes_max;
         let Some(session) = self.session(id) else { return Ok(()) };
         if session.n_unanswered >= UNANSWERED_MAX {
             return Err(ReplyError::TOO_MANY_REQUESTS);
         }
         if session.n_pending == 0 {
-            self.hand_over(id, asked, publish);
+            self.hand_over(id, asked, errand);
             return Ok(());
         }
         let later = session.later.get_or_insert_default();
-        let held_bytes = later.publish_bytes + publish.body.bytes();
-        if later.publishes.len() >= HELD_PUBLISHES_MAX || held_bytes > 2 * held_bytes_max {
+        let held_bytes = later.errand_bytes + errand.bytes();
+        if later.errands.len() >= HELD_ERRANDS_MAX || held_bytes > 2 * held_bytes_max {
             return Err(ReplyError::TOO_MANY_REQUESTS);
         }
-        later.publish_bytes = held_bytes;
-        later.publishes.push((asked, publish));
+        later.errand_bytes = held_bytes;
+        later.errands.push((asked, errand));
         Ok(())
     }
 
-    /// Gives a publish to the broker.
-    fn hand_over(&mut self, id: SessionId, command: u32, publish: Publish) {
-        if let Some(session) = self.session(id) {
-            session.n_unanswered += 1;
-            self.publish(publish, Request::Session { id, command });
+    fn hand_over(&mut self, id: SessionId, command: u32, errand: Errand) {
+        let Some(session) = self.session(id) else { return };
+        session.n_unanswered += 1;
+        match errand {
+            Errand::Publish(publish) => self.publish(publish, Request::Session { id, command }),
+            Errand::History(ask) => {
+                self.read_history(ask, Request::SessionHistory { id, command });
+            }
         }
     }
 
@@ -194,9 +208,9 @@ impl State {
             return;
         };
         let Some(later) = &mut session.later else { return };
-        later.publish_bytes = 0;
-        for (command, publish) in std::mem::take(&mut later.publishes) {
-            self.hand_over(id, command, publish);
+        later.errand_bytes = 0;
+        for (command, errand) in std::mem::take(&mut later.errands) {
+            self.hand_over(id, command, errand);
         }
         let Some(session) = self.session(id).filter(|session| session.n_unanswered == 0) else {
             return;
@@ -221,6 +235,39 @@ impl State {
             put_empty(&mut out, command, EmptyReply::Publish);
         } else {
             put_error(&mut out, command, &ReplyError::INTERNAL);
+        }
+        self.reply(id, &out);
+        self.go_on(id);
+    }
+
+    pub fn reply_history(
+        &mut self,
+        id: SessionId,
+        command: u32,
+        result: Result<Arc<HistoryPage>, HistoryError>,
+    ) {
+        let Some(session) = self.session(id) else { return };
+        session.n_unanswered -= 1;
+        let mut out = Vec::new();
+        match result {
+            Ok(page) => {
+                let bytes_max = self.node.config.outbox_bytes_max;
+                let listed = page.client_json(bytes_max / 2);
+                self.hub.totals.skipped += listed.n_skipped;
+                let result = HistoryResult { publications: &listed.json, top: page.top };
+                put_history(&mut out, command, &result);
+                // One publication alone, grown by what JSON escapes: it came live, it may not fit.
+                if out.len() > bytes_max {
+                    out.clear();
+                    put_error(&mut out, command, &ReplyError::LIMIT_EXCEEDED);
+                }
+            }
+            Err(HistoryError::OtherEpoch) => {
+                put_error(&mut out, command, &ReplyError::UNRECOVERABLE_POSITION);
+            }
+            Err(HistoryError::Unavailable) => {
+                put_error(&mut out, command, &ReplyError::INTERNAL);
+            }
         }
         self.reply(id, &out);
         self.go_on(id);

@@ -20,6 +20,7 @@ pub mod cf;
 pub mod http;
 pub mod hub;
 pub mod ledger;
+pub mod past;
 pub mod proxy;
 pub mod redis;
 pub mod swarm;

@@ -8,7 +8,7 @@
 //! never reconnects by itself: its supervisor drops it and dials again, because the client's own
 //! manager gives up, ignores failed resubscribes and doesn't see a frozen Redis.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::inbox::{Inbox, Push};
+use super::script::{Call, Script};
 use crate::broker::PublishError;
 use crate::config::RedisUrl;
 
@@ -91,9 +92,18 @@ impl Dialer {
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout));
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let clock = Rc::new(Cell::new(None));
-        let mut link = CommandLink { connection, time_limit: self.response_timeout, clock };
+        let mut link = CommandLink {
+            connection,
+            time_limit: self.response_timeout,
+            clock: Rc::new(Cell::new(None)),
+            hashes: Rc::default(),
+            server: UNKNOWN_SERVER.into(),
+        };
         link.read_clock().await?;
+        if link.clock.get().is_some() {
+            link.read_server().await?;
+            link.load_scripts().await?;
+        }
         Ok(link)
     }
 }
@@ -185,16 +195,30 @@ pub struct CommandLink {
     time_limit: Duration,
     /// `None`: this Redis runs no scripts.
     clock: Rc<Cell<Option<Clock>>>,
+    /// What EVALSHA knows the scripts by, in their order; empty: they go as text.
+    hashes: Rc<RefCell<Vec<String>>>,
+    server: Rc<str>,
+}
+
+/// One publish without history: the Redis channel, and what to PUBLISH there.
+pub struct Plain {
+    pub channel: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 /// What a batch of publishes came to.
 pub struct Published {
     pub results: Vec<Result<(), PublishError>>,
+    /// Of the scripts that went with them.
+    pub called: Vec<Result<Value, RedisError>>,
     /// The link is broken: dial again.
     pub broken: bool,
 }
 
-type Reply = Result<Vec<u64>, RedisError>;
+type Reply = Result<Value, RedisError>;
+
+/// Of a Redis that doesn't tell its run_id: streams don't notice that they came to another server.
+const UNKNOWN_SERVER: &str = "-";
 
 impl CommandLink {
     /// Whether the link works; also reads the clock.
@@ -208,7 +232,7 @@ impl CommandLink {
     async fn read_clock(&mut self) -> Result<(), RedisError> {
         let script = redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(0).take();
         match script.query_async::<Vec<u64>>(&mut self.connection).await {
-            Ok(reply) => self.set_clock(&reply),
+            Ok(reply) => self.set_clock(reply.first().copied().unwrap_or_default()),
             Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
                 tracing::warn!(%error, "Redis runs no scripts: what it publishes may be late");
             }
@@ -217,22 +241,93 @@ impl CommandLink {
         Ok(())
     }
 
-    fn set_clock(&self, reply: &[u64]) {
-        if let Some(&shown_ms) = reply.first() {
-            self.clock.set(Some(Clock { shown_ms, at: Instant::now() }));
+    /// The run_id: another one after a restart, and of a replica that was promoted.
+    async fn read_server(&mut self) -> Result<(), RedisError> {
+        match redis::cmd("INFO").arg("server").query_async::<String>(&mut self.connection).await {
+            Ok(info) => {
+                let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+                self.server = id.unwrap_or(UNKNOWN_SERVER).trim().into();
+            }
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
+                tracing::warn!(%error, "history won't notice that Redis lost its newest part");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn load_scripts(&mut self) -> Result<(), RedisError> {
+        let mut hashes = Vec::new();
+        for script in Script::ALL {
+            let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.text()).take();
+            match load.query_async(&mut self.connection).await {
+                Ok(hash) => hashes.push(hash),
+                Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
+                    tracing::debug!(%error, "scripts go to Redis as text");
+                    hashes.clear();
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.hashes.replace(hashes);
+        Ok(())
+    }
+
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// By Redis's clock, the end of the time limit of what is sent now. `None`: Redis runs no
+    /// scripts, so there are no deadlines, and no history.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        let clock = self.clock.get()?;
+        Some(clock.shown_ms + (clock.at.elapsed() + self.time_limit).as_millis() as u64)
+    }
+
+    /// Redis's clock, as an answer that came just now shows it.
+    pub fn set_clock(&self, shown_ms: u64) {
+        self.clock.set(Some(Clock { shown_ms, at: Instant::now() }));
+    }
+
+    /// Runs one script.
+    pub async fn call(&mut self, call: &Call) -> Result<Value, RedisError> {
+        let command = self.command_of(call);
+        let result = command.query_async(&mut self.connection).await;
+        self.reload_if_missing(std::slice::from_ref(&result)).await;
+        result
+    }
+
+    fn command_of(&self, call: &Call) -> redis::Cmd {
+        let hashes = self.hashes.borrow();
+        let mut command = match hashes.get(call.script as usize) {
+            Some(hash) => redis::cmd("EVALSHA").arg(hash).take(),
+            None => redis::cmd("EVAL").arg(call.script.text()).take(),
+        };
+        command.arg(call.keys.len()).arg(&call.keys).arg(&call.args);
+        command
+    }
+
+    /// Somebody flushed the scripts. What was asked for failed and is not sent again: it would come
+    /// after what was asked for later.
+    async fn reload_if_missing(&mut self, results: &[Reply]) {
+        let is_missing =
+            |result: &Reply| result.as_ref().is_err_and(|error| error.code() == Some("NOSCRIPT"));
+        if results.iter().any(is_missing) {
+            tracing::warn!("the scripts were flushed from Redis, and are loaded again");
+            self.hashes.borrow_mut().clear();
+            let _ = self.load_scripts().await;
         }
     }
 
-    /// PUBLISHes all in one pipeline, in order; none after the link's time limit.
+    /// PUBLISHes all in one pipeline, in order, the scripts last; none after the link's time limit.
     pub async fn publish(
         &mut self,
-        batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
+        batch: impl ExactSizeIterator<Item = Plain>,
+        calls: Vec<Call>,
     ) -> Published {
-        match self.clock.get() {
-            Some(clock) => {
-                let deadline_ms = (clock.at.elapsed() + self.time_limit).as_millis() as u64;
-                self.publish_by(clock.shown_ms + deadline_ms, batch).await
-            }
+        match self.deadline_ms() {
+            Some(deadline_ms) => self.publish_by(deadline_ms, batch, calls).await,
             None => self.publish_some_time(batch).await,
         }
     }
@@ -240,13 +335,14 @@ impl CommandLink {
     async fn publish_by(
         &mut self,
         deadline_ms: u64,
-        batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
+        batch: impl ExactSizeIterator<Item = Plain>,
+        calls: Vec<Call>,
     ) -> Published {
         let n = batch.len();
         let new_script = || redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(deadline_ms).take();
         let (mut pipe, mut lens) = (redis::Pipeline::new(), Vec::new());
         let (mut script, mut len, mut bytes) = (new_script(), 0, 0);
-        for (channel, payload) in batch {
+        for Plain { channel, payload } in batch {
             if len == SCRIPT_PUBLISHES_MAX || bytes > SCRIPT_BYTES_MAX {
                 pipe.add_command(std::mem::replace(&mut script, new_script()));
                 lens.push(len);
@@ -256,33 +352,43 @@ impl CommandLink {
             bytes += channel.len() + payload.len();
             script.arg(channel).arg(payload);
         }
-        pipe.add_command(script);
-        lens.push(len);
+        if len > 0 {
+            pipe.add_command(script);
+            lens.push(len);
+        }
+        for call in &calls {
+            pipe.add_command(self.command_of(call));
+        }
         pipe.ignore_errors();
         match pipe.query_async::<Vec<Reply>>(&mut self.connection).await {
-            Ok(replies) => {
+            Ok(mut replies) => {
+                let called = replies.split_off(lens.len().min(replies.len()));
                 let mut results = Vec::with_capacity(n);
                 for (reply, len) in replies.into_iter().zip(lens) {
-                    let reply = reply.unwrap_or_default();
-                    self.set_clock(&reply);
+                    let reply: Vec<u64> =
+                        reply.and_then(|it| Ok(redis::from_redis_value(it)?)).unwrap_or_default();
+                    if let Some(shown_ms) = reply.first() {
+                        self.set_clock(*shown_ms);
+                    }
                     // Shorter than asked: it was too late, or the script failed.
                     let sent = (1..=len).map(|at| reply.get(at) == Some(&1));
                     results
                         .extend(sent.map(|ok| ok.then_some(()).ok_or(PublishError::Unavailable)));
                 }
-                Published { results, broken: false }
+                self.reload_if_missing(&called).await;
+                Published { results, called, broken: false }
             }
-            Err(error) => Published::failed(n, &error),
+            Err(error) => Published::failed(n, &error, calls.len()),
         }
     }
 
     async fn publish_some_time(
         &mut self,
-        batch: impl ExactSizeIterator<Item = (Vec<u8>, Vec<u8>)>,
+        batch: impl ExactSizeIterator<Item = Plain>,
     ) -> Published {
         let n = batch.len();
         let mut pipe = redis::Pipeline::with_capacity(n);
-        for (channel, payload) in batch {
+        for Plain { channel, payload } in batch {
             pipe.cmd("PUBLISH").arg(channel).arg(payload);
         }
         pipe.ignore_errors();
@@ -292,18 +398,23 @@ impl CommandLink {
                     .into_iter()
                     .map(|result| result.map(|_| ()).map_err(|_| PublishError::Unavailable))
                     .collect(),
+                called: Vec::new(),
                 broken: false,
             },
-            Err(error) => Published::failed(n, &error),
+            Err(error) => Published::failed(n, &error, 0),
         }
     }
 }
 
 impl Published {
-    fn failed(n: usize, error: &RedisError) -> Self {
-        // A time-out says nothing about whether Redis read the commands before their deadline.
-        let failed =
-            if error.is_timeout() { PublishError::Unknown } else { PublishError::Unavailable };
-        Self { results: vec![Err(failed); n], broken: true }
+    fn failed(n: usize, error: &RedisError, n_calls: usize) -> Self {
+        let failed = publish_error(error);
+        let called = (0..n_calls).map(|_| Err(error.clone())).collect();
+        Self { results: vec![Err(failed); n], called, broken: true }
     }
+}
+
+/// A time-out says nothing about whether Redis read the commands before their deadline.
+pub fn publish_error(error: &RedisError) -> PublishError {
+    if error.is_timeout() { PublishError::Unknown } else { PublishError::Unavailable }
 }

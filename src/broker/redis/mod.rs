@@ -11,6 +11,8 @@
 mod backoff;
 mod inbox;
 mod link;
+mod past;
+mod script;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -21,15 +23,19 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::core::FinishedPublish;
+use super::history::{HistoryError, HistoryPage};
 use super::interest::Changes;
 use super::survey::Asked;
-use super::{Position, PublishError};
+use super::{Publish, PublishError, envelope};
 use crate::node::Node;
+use crate::position::Position;
 use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
-use link::{CommandLink, Dialer, PubSubLink};
+use link::{CommandLink, Dialer, Plain, PubSubLink, publish_error};
+use past::Reads;
+pub use script::PUBLISH_SCRIPT;
+use script::{Call, PublishReply};
 
 /// How often the links are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -46,11 +52,20 @@ const CHANGES_MAX: usize = 2;
 const PUBLISHES_MAX: usize = 50_000;
 const PUBLISH_BYTES_MAX: usize = 64 << 20;
 
+/// Between two log lines about commands that Redis refuses.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// One publish on its way to Redis.
 pub struct PublishRequest {
     pub asked: Option<Asked>,
-    pub channel: Box<str>,
-    pub payload: Vec<u8>,
+    pub publish: Publish,
+}
+
+/// The answer to a command.
+pub enum Finished {
+    Publish { asked: Option<Asked>, result: Result<Position, PublishError> },
+    History { asked: Asked, result: Result<Arc<HistoryPage>, HistoryError> },
+    HistoryRemoved { asked: Asked, result: Result<(), HistoryError> },
 }
 
 pub struct Redis {
@@ -63,7 +78,10 @@ pub struct Redis {
     command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
     bytes_in_flight: Cell<usize>,
-    finished: RefCell<Vec<FinishedPublish>>,
+    /// As many as there were commands.
+    finished: RefCell<Vec<Finished>>,
+    reads: Reads,
+    complained: Cell<Option<Instant>>,
 }
 
 /// The pub/sub link in use.
@@ -102,6 +120,8 @@ impl Redis {
             n_in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             finished: RefCell::new(Vec::new()),
+            reads: Reads::default(),
+            complained: Cell::new(None),
             node,
         });
         tokio::task::spawn_local(supervise_pubsub(redis.clone()));
@@ -122,7 +142,7 @@ impl Redis {
         self.inbox.take()
     }
 
-    pub fn take_finished(&self) -> Vec<FinishedPublish> {
+    pub fn take_finished(&self) -> Vec<Finished> {
         self.finished.take()
     }
 
@@ -168,47 +188,93 @@ impl Redis {
         });
     }
 
-    /// Publishes a turn's batch in one pipeline.
+    /// Publishes a turn's batch in one pipeline. What needs the publish script (history, an
+    /// idempotency key) comes behind what doesn't: a channel's publications keep their order unless
+    /// one turn has both kinds of them, whose publishers hadn't waited for each other.
     pub fn publish(self: &Rc<Self>, batch: Vec<PublishRequest>) {
         let Some(Command { mut link, broken }) = self.command.borrow().clone() else {
             batch.into_iter().for_each(|request| self.refuse(request.asked));
             return;
         };
-        let mut asked = Vec::with_capacity(batch.len());
-        let mut commands = Vec::with_capacity(batch.len());
+        let deadline_ms = link.deadline_ms();
+        let (mut asked, mut plain) = (Vec::with_capacity(batch.len()), Vec::new());
+        let (mut asked_of_calls, mut calls) = (Vec::new(), Vec::new());
         let mut bytes = 0;
-        for request in batch {
-            let request_bytes = request.channel.len() + request.payload.len();
-            if !self.try_admit(request_bytes) {
-                self.refuse(request.asked);
+        for PublishRequest { asked: by, publish } in batch {
+            let is_scripted = publish.keep.is_some() || publish.idempotency_key.is_some();
+            let publish_bytes = publish.bytes();
+            if (is_scripted && deadline_ms.is_none()) || !self.try_admit(publish_bytes) {
+                self.refuse(by);
                 continue;
             }
-            bytes += request_bytes;
-            asked.push(request.asked);
-            commands
-                .push(([&self.prefix[..], request.channel.as_bytes()].concat(), request.payload));
+            bytes += publish_bytes;
+            if let Some(deadline_ms) = deadline_ms.filter(|_| is_scripted) {
+                calls.push(Call::publish(&self.prefix, &publish, deadline_ms, link.server()));
+                asked_of_calls.push(by);
+            } else {
+                let channel = [&self.prefix[..], publish.channel.as_bytes()].concat();
+                plain.push(Plain { channel, payload: envelope::encode(publish.body) });
+                asked.push(by);
+            }
         }
-        if commands.is_empty() {
+        if plain.is_empty() && calls.is_empty() {
             return;
         }
         let redis = self.clone();
         tokio::task::spawn_local(async move {
-            let n = commands.len();
-            let published = link.publish(commands.into_iter()).await;
+            let n = plain.len() + calls.len();
+            let published = link.publish(plain.into_iter(), calls).await;
             redis.n_in_flight.set(redis.n_in_flight.get() - n);
             redis.bytes_in_flight.set(redis.bytes_in_flight.get() - bytes);
             let results =
                 published.results.into_iter().map(|result| result.map(|()| Position::default()));
-            let finished = asked
-                .into_iter()
-                .zip(results)
-                .map(|(asked, result)| FinishedPublish { asked, result });
-            redis.finished.borrow_mut().extend(finished);
-            redis.inbox.notify.notify_one();
+            let called = published.called.into_iter().map(|reply| redis.on_published(&link, reply));
+            let finished = asked.into_iter().zip(results);
+            let finished = finished.chain(asked_of_calls.into_iter().zip(called));
+            redis.finish(finished.map(|(asked, result)| Finished::Publish { asked, result }));
             if published.broken {
                 broken.notify_one();
             }
         });
+    }
+
+    /// What the publish script answered.
+    fn on_published(
+        &self,
+        link: &CommandLink,
+        reply: Result<redis::Value, redis::RedisError>,
+    ) -> Result<Position, PublishError> {
+        match reply.map(PublishReply::read) {
+            Ok(Some(reply)) => {
+                link.set_clock(reply.now_ms);
+                self.count_reset(reply.was_reset);
+                reply.result
+            }
+            Ok(None) => Err(PublishError::Unknown),
+            Err(error) => {
+                self.complain("Redis refuses publishes", &error);
+                Err(publish_error(&error))
+            }
+        }
+    }
+
+    fn count_reset(&self, was_reset: bool) {
+        self.node.metrics.broker.history_resets.add(u64::from(was_reset));
+    }
+
+    /// One line a second: whoever is told no reason (a client) or a short one (the API) finds it in
+    /// the log.
+    fn complain(&self, what: &'static str, error: &redis::RedisError) {
+        let is_news = self.complained.get().is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL);
+        if is_news {
+            self.complained.set(Some(Instant::now()));
+            tracing::warn!(%error, "{what}");
+        }
+    }
+
+    fn finish(&self, finished: impl IntoIterator<Item = Finished>) {
+        self.finished.borrow_mut().extend(finished);
+        self.inbox.notify.notify_one();
     }
 
     /// Counts a publish as in flight; false: too much is. One alone may be of any size.
@@ -225,16 +291,14 @@ impl Redis {
     }
 
     fn refuse(&self, asked: Option<Asked>) {
-        let result = Err(PublishError::Unavailable);
-        self.finished.borrow_mut().push(FinishedPublish { asked, result });
-        self.inbox.notify.notify_one();
+        self.finish([Finished::Publish { asked, result: Err(PublishError::Unavailable) }]);
     }
 
     /// Publishes a probe. True: Redis took it.
     async fn send_probe(&self) -> bool {
         let Some(Command { mut link, .. }) = self.command.borrow().clone() else { return false };
-        let published =
-            link.publish([(self.probe_channel.clone(), b"probe".to_vec())].into_iter()).await;
+        let probe = Plain { channel: self.probe_channel.clone(), payload: b"probe".to_vec() };
+        let published = link.publish([probe].into_iter(), Vec::new()).await;
         !published.broken
     }
 }

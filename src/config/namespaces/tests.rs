@@ -79,8 +79,8 @@ fn every_key_is_read() {
         presence_access = "user"
         slow_consumer = "disconnect"
         gap = "resubscribe"
-        history_size = 0
-        history_ttl = "0"
+        history_size = 100
+        history_ttl = "60s"
         recovery = "off"
         presence = false
         join_leave = "off"
@@ -97,7 +97,11 @@ fn every_key_is_read() {
         presence_access: Access::User,
         slow_consumer: SlowConsumer::Disconnect,
         gap: Gap::Resubscribe,
+        history_size: 100,
+        history_ttl: Duration::from_secs(60),
     };
+    assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
+    assert_eq!(Namespace::default().keep(), None);
     assert_eq!(namespaces.of("a:1"), Some(&expected));
     assert_eq!(KEYS.len(), 15, "a new key is to be in this test");
     for (word, access) in ACCESSES {
@@ -125,8 +129,6 @@ fn openness_is_told() {
 #[test]
 fn values_of_later_versions_are_refused_as_such() {
     for entry in [
-        "history_size = 100",
-        "history_ttl = \"60s\"",
         "recovery = \"stream\"",
         "recovery = \"cache\"",
         "presence = true",
@@ -165,7 +167,8 @@ fn mistakes_name_line_key_and_what_was_expected() {
     );
     check(
         "[namespaces.a]\nhistory_size = -1",
-        "2: namespaces.a.history_size: -1 is not valid: expected 0 or a number of publications",
+        "2: namespaces.a.history_size: -1 is not valid: expected 0 or a number of publications, at \
+         most 100000",
     );
     check(
         "[namespaces.a]\npresence = \"yes\"",
@@ -182,6 +185,29 @@ fn mistakes_name_line_key_and_what_was_expected() {
     assert!(
         unknown.starts_with("2: unknown key namespaces.a.subscrib: expected subscribe, publish, ")
     );
+}
+
+#[test]
+fn history_needs_a_size_and_a_time() {
+    let check = |entries: &str, expected: &str| {
+        assert_eq!(mistakes(&format!("[namespaces.a]\n{entries}")), expected, "{entries}");
+    };
+    check(
+        "gap = \"count\"\nhistory_size = 5",
+        "3: namespaces.a.history_size needs history_ttl too",
+    );
+    check("history_ttl = \"5s\"", "2: namespaces.a.history_ttl needs history_size too");
+    check(
+        "history_ttl = \"5s\"\nhistory_size = 0",
+        "2: namespaces.a.history_ttl needs history_size too",
+    );
+    let refused = mistakes("[namespaces.a]\nhistory_ttl = \"5s\"\nhistory_size = 100001");
+    assert!(refused.starts_with("3: namespaces.a.history_size: 100001 is not valid"), "{refused}");
+    assert_eq!(refused.lines().count(), 1, "one complaint is enough: {refused}");
+    for off in ["history_size = 0\nhistory_ttl = \"off\"", "history_ttl = 0", "history_size = 0"] {
+        let namespaces = parsed(&format!("[namespaces.a]\n{off}"));
+        assert_eq!(namespaces.of("a:").unwrap().keep(), None, "{off}");
+    }
 }
 
 #[test]

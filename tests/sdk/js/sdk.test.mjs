@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
-import { eventually, Hub, Redis, within } from './stage.mjs';
+import { eventually, Hub, Redis, temporary, within } from './stage.mjs';
 
 /** A client that collects what arrives; it comes back fast, as a test cannot wait. */
 class Client {
@@ -149,10 +149,44 @@ staged('the embedded broker delivers what the API publishes', async (open) => {
   for (const client of [one, other]) await client.gets('prices', [{ BTC: 97000 }]);
 });
 
+const NAMESPACES = '[namespaces.rooms]\nhistory_size = 10\nhistory_ttl = "60s"\n';
+
+for (const broker of ['the embedded broker', 'Redis']) {
+  staged(`history and its positions with ${broker}`, async (open) => {
+    const knobs = { HUB_CONFIG: (await open(temporary(NAMESPACES))).path };
+    if (broker === 'Redis') knobs.HUB_REDIS_URL = (await open(Redis.start())).url;
+    const hub = await open(Hub.start({ knobs }));
+    const client = await open(new Client(hub));
+    const subscription = await client.subscribe('rooms:1');
+    const live = [];
+    subscription.on('publication', ({ data, offset }) => live.push([data, offset]));
+    await hub.publish('rooms:1', 'one');
+    await subscription.publish('two');
+    await hub.publish('rooms:1', 'three');
+    await eventually('three publications', () => live.length === 3);
+    assert.deepEqual(live, [['one', 1], ['two', 2], ['three', 3]]);
+    const read = async (options) => {
+      const { publications, offset, epoch } = await subscription.history(options);
+      assert.equal(offset, 3);
+      assert.match(epoch, /^[a-zA-Z]{8}$/);
+      return { epoch, page: publications.map(({ data, offset }) => [data, offset]) };
+    };
+    const { epoch, page } = await read({ limit: 10 });
+    assert.deepEqual(page, live);
+    assert.deepEqual((await read({})).page, [], 'the position alone');
+    assert.deepEqual((await read({ limit: 1, since: { offset: 1, epoch } })).page, [['two', 2]]);
+    assert.deepEqual((await read({ limit: 2, reverse: true })).page, [['three', 3], ['two', 2]]);
+    await assert.rejects(subscription.history({ limit: 1, since: { offset: 1, epoch: 'abcdefgh' } }), { code: 112 });
+    const { publications } = await subscription.history({ limit: 10 });
+    assert.equal(publications[1].info.client.length, 36, 'who published it');
+  });
+}
+
 staged('what is off answers 108', async (open) => {
   const hub = await open(Hub.start());
   const client = await open(new Client(hub));
   const subscription = await client.subscribe('prices');
+  await assert.rejects(subscription.history({ limit: 1 }), { code: 108 });
   await assert.rejects(subscription.presence(), { code: 108 });
   await assert.rejects(subscription.presenceStats(), { code: 108 });
   await assert.rejects(client.centrifuge.rpc('method', {}), { code: 108 });

@@ -53,6 +53,14 @@ function environment(knobs) {
   return { ...env, ...knobs };
 }
 
+/** A file with this text; it goes when it is stopped. */
+export function temporary(text) {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'hubbub-test-'));
+  const file = { path: path.join(directory, 'file'), stop: () => fs.rmSync(directory, { recursive: true }) };
+  fs.writeFileSync(file.path, text);
+  return file;
+}
+
 const alive = new Set();
 process.once('exit', () => alive.forEach((child) => child.kill('SIGKILL')));
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import tempfile
 import time
 import unittest
 
@@ -9,6 +10,7 @@ from centrifuge import (
     CentrifugeError,
     Client,
     ClientEventHandler,
+    StreamPosition,
     SubscriptionEventHandler,
 )
 from centrifuge.exceptions import ReplyError
@@ -187,11 +189,44 @@ class Sdk(unittest.IsolatedAsyncioTestCase):
         for viewer in (one, other):
             await viewer.gets("prices", [{"BTC": 97000}])
 
+    async def history_and_its_positions(self, **knobs):
+        file = tempfile.NamedTemporaryFile("w", suffix=".toml")
+        self.addCleanup(file.close)
+        file.write('[namespaces.rooms]\nhistory_size = 10\nhistory_ttl = "60s"\n')
+        file.flush()
+        hub = self.open(await Hub.start(HUB_CONFIG=file.name, **knobs))
+        viewer = await self.viewer(hub)
+        subscription = await viewer.subscribe("rooms:1")
+        for data in ("one", "two", "three"):
+            await hub.publish("rooms:1", data)
+        await viewer.gets("rooms:1", ["one", "two", "three"])
+
+        async def read(**options):
+            page = await subscription.history(**options)
+            self.assertEqual((page.offset, len(page.epoch)), (3, 8))
+            return [(pub.offset, pub.data) for pub in page.publications]
+
+        everything = [(1, "one"), (2, "two"), (3, "three")]
+        self.assertEqual(await read(limit=-1), everything)
+        self.assertEqual(await read(), [])
+        self.assertEqual(await read(limit=2, reverse=True), [(3, "three"), (2, "two")])
+        epoch = (await subscription.history()).epoch
+        self.assertEqual(await read(limit=1, since=StreamPosition(1, epoch)), everything[1:2])
+        with self.assertRaises(CentrifugeError) as caught:
+            await read(limit=1, since=StreamPosition(1, "abcdefgh"))
+        self.assertEqual(caught.exception.code, 112)
+
+    async def test_history_with_the_embedded_broker(self):
+        await self.history_and_its_positions()
+
+    async def test_history_with_redis(self):
+        await self.history_and_its_positions(HUB_REDIS_URL=(await self.redis()).url)
+
     async def test_what_is_off_answers_108(self):
         hub = self.open(await Hub.start())
         viewer = await self.viewer(hub)
         subscription = await viewer.subscribe("prices")
-        for ask in (subscription.presence, subscription.presence_stats):
+        for ask in (subscription.history, subscription.presence, subscription.presence_stats):
             with self.assertRaises(CentrifugeError) as caught:
                 await ask()
             self.assertIsInstance(caught.exception, ReplyError)

@@ -1,0 +1,25 @@
+-- hubbub's publish script, a stable interface: for EVAL or EVALSHA, by any Redis client.
+--
+-- Publishes one publication, in one step that nothing can come between: idempotency key, version,
+-- offset, Redis Stream and PUBLISH. With HUB_REDIS_PREFIX, it stands before every key and the channel.
+-- The keys of channel C: ws:stream:{C}, ws:meta:{C}, ws:idem:{C}:KEY; if there is a } in C:
+-- ws:stream::C, ws:meta::C, ws:idem::N:C:KEY with N the length of C.
+--
+-- KEYS[1] the stream, KEYS[2] the meta hash, KEYS[3] the idempotency key, if there is one
+-- ARGV[1] the channel to PUBLISH on
+-- ARGV[2] the payload
+-- ARGV[3] history_size, publications; 0: deliver only
+-- ARGV[4] history_ttl, ms from the newest publication on
+-- and, each of them empty or left out if there is none:
+-- ARGV[5] tags, a JSON object of strings
+-- ARGV[6] version, decimal: only a newer one than the channel's newest is published
+-- ARGV[7] the version's epoch: versions of different ones aren't compared
+-- ARGV[8] info, the JSON of the client that publishes
+-- ARGV[9] deadline, ms of this server's clock: later, nothing is done
+-- ARGV[10] this server's run_id, so that it need not be looked up; '-': don't compare
+--
+-- Returns {now, what, offset, epoch, reset}: this server's clock, ms; what was done: 0 nothing, it was
+-- too late; 1 published; 2 published before under this idempotency key (within 5 minutes), the result
+-- is that of then; 3 not published, the version isn't newer, the position is the newest's. The offset
+-- is 0 and the epoch empty without history. reset is 1 if the stream was found damaged and starts anew.
+
