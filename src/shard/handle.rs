@@ -33,7 +33,7 @@ use crate::publication::Format;
 
 /// What clients send is handled for so long between two turns of the loop: however much comes, from
 /// however many, the walk gets its share.
-const INPUT_TIME_MAX: Duration = Duration::from_micros(200);
+const INPUT_TIME_MAX: Duration = Duration::from_micros(100);
 
 /// One shard, on its thread.
 pub struct Shard {
@@ -130,11 +130,16 @@ impl Shard {
 
     /// Whether a session's input may be read now. If not it is the loop's turn, and then it may.
     pub(super) fn may_read(&self) -> bool {
-        let may = self.input_time.get() < INPUT_TIME_MAX;
+        let may = !self.is_flooded();
         if !may {
             self.wake_loop_anyway();
         }
         may
+    }
+
+    /// Whether more was sent since the loop's last turn than may be handled between two.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.input_time.get() >= INPUT_TIME_MAX
     }
 
     /// The loop had its turn.

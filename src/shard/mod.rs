@@ -1,7 +1,7 @@
 //! A shard: one thread, its sessions, their subscriptions and their sockets.
 //!
 //! One loop drains the mailbox in bounded batches and walks the dirty sessions in accept order,
-//! [`SLICE`] a turn of the reactor; what arrives meanwhile joins the sessions not yet reached.
+//! [`SLICE`] at a time; what arrives meanwhile joins the sessions not yet reached.
 //! After a full turn of the ring it pauses in proportion to what the turn cost, so that groups
 //! grow under load; an idle shard writes at once.
 //! A panic, in the loop or in a task, ends this life of the shard: its connections are cut, and
@@ -44,8 +44,11 @@ use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;
 use pause::PauseTimer;
 
-/// Sessions written in one turn of the reactor.
+/// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
 const SLICE: usize = 64;
+/// After a turn of the reactor in which clients sent more than may be handled, so many slices are
+/// walked before the next one: else a flood would make a walk half as long again.
+const SLICES_IN_A_FLOOD: u32 = 4;
 /// Mailbox batches drained before the walk goes on.
 const BATCHES_PER_TURN_MAX: usize = 16;
 /// Publication bytes drained in one turn of the ring: bounds what a healthy session can have
@@ -206,14 +209,22 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let now = Instant::now();
     let mut walk =
         Walk { cursor: 0, left: 0, cost: Duration::ZERO, not_before: now, round_bytes: 0 };
+    let mut n_slices = 0;
     loop {
-        shard.allow_input();
         drain(&shard, events, &mut walk);
         if shard.has_stopped() || shard.is_broken() {
             return;
         }
         match walk.step(&shard) {
-            Next::Go => tokio::task::yield_now().await,
+            Next::Go => {
+                let n_max = if shard.is_flooded() { SLICES_IN_A_FLOOD } else { 1 };
+                n_slices += 1;
+                if n_slices >= n_max {
+                    n_slices = 0;
+                    shard.allow_input();
+                    tokio::task::yield_now().await;
+                }
+            }
             Next::PauseUntil(until) => pause(&shard, events, &timer, until).await,
             Next::Sleep => sleep(&shard, events).await,
         }

@@ -20,8 +20,8 @@ use super::reader::Reader;
 use crate::admission::SocketPermit;
 
 /// The shard's read buffer, shared by all its sessions. What a client can have handled in one go:
-/// of the smallest commands some 0.5 ms.
-const READ_BYTES: usize = 16 * 1024;
+/// of the smallest commands some 0.3 ms.
+const READ_BYTES: usize = 8 * 1024;
 /// Reads of one session before the others get their turn.
 const READS_PER_TURN_MAX: usize = 8;
 
