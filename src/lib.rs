@@ -1,9 +1,9 @@
 //! hubbub: live data on many screens. See the README for the picture.
 //!
 //! Code map: `server` (start, signals, drain), `listener` (accept, placement), `admission` (who may
-//! come in), `http` (upgrades, API, pages), `shard` (fan-out to sessions), `broker` (between Redis and the shards), `mailbox`
-//! (the only way between threads), `channel`, `publication` (what is fanned out), `position` (where
-//! in its stream), `frame`,
+//! come in), `http` (upgrades, API, pages), `shard` (fan-out to sessions), `broker` (between Redis
+//! and the shards), `mailbox` (the only way between threads), `thread` (what the scheduler is told),
+//! `channel`, `publication` (what is fanned out), `position` (where in its stream), `frame`,
 //! `protocol` (wire formats, sans-I/O), `auth` (tokens, permissions, origins), `config`, `cli`,
 //! `metrics`, `node`.
 
