@@ -12,6 +12,8 @@
 //! All keys of the design are read and checked; a value for which there is no code yet is refused as
 //! such, since whoever writes it relies on it.
 
+mod keys;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,13 +25,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::values::{self, Refusal};
 use crate::channel::{self, NameError};
+use keys::{KEYS, is_zero};
 
 /// Thousands of namespaces; a path to something endless must not fill the memory.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-const HISTORY_SIZE_MAX: usize = 100_000;
-/// Up to a year.
-const HISTORY_TTLS: std::ops::RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 /// Of a namespace's name; as long as a channel's can be made.
 const NAME_BYTES_MAX: usize = 4096;
 
@@ -284,177 +283,6 @@ impl Reading<'_> {
             }
         };
         self.blame(Some(value.span().start), complaint);
-    }
-}
-
-/// One key of a namespace.
-struct Row {
-    key: &'static str,
-    set: fn(&mut Namespace, &DeValue<'_>) -> Result<(), Refusal>,
-}
-
-static KEYS: &[Row] = &[
-    Row {
-        key: "subscribe",
-        set: |namespace, value| {
-            // Only a subscriber may become one: nobody.
-            namespace.subscribe = access(value, Some(Access::Subscriber))?;
-            Ok(())
-        },
-    },
-    Row {
-        key: "publish",
-        set: |namespace, value| {
-            namespace.publish = access(value, None)?;
-            Ok(())
-        },
-    },
-    Row {
-        key: "history",
-        set: |namespace, value| {
-            namespace.history = access(value, None)?;
-            Ok(())
-        },
-    },
-    Row {
-        key: "presence_access",
-        set: |namespace, value| {
-            namespace.presence_access = access(value, None)?;
-            Ok(())
-        },
-    },
-    Row {
-        key: "slow_consumer",
-        set: |namespace, value| {
-            word(value, &["disconnect"], &["conflate"])?;
-            namespace.slow_consumer = SlowConsumer::Disconnect;
-            Ok(())
-        },
-    },
-    Row {
-        key: "gap",
-        set: |namespace, value| {
-            namespace.gap = match word(value, &["count", "resubscribe"], &[])? {
-                "count" => Gap::Count,
-                _ => Gap::Resubscribe,
-            };
-            Ok(())
-        },
-    },
-    Row {
-        key: "history_size",
-        set: |namespace, value| {
-            let size = integer(value).map(|size| size as usize);
-            let size = size.filter(|size| *size <= HISTORY_SIZE_MAX);
-            namespace.history_size =
-                size.ok_or(Refusal::expected("0 or a number of publications, at most 100000"))?;
-            Ok(())
-        },
-    },
-    Row {
-        key: "history_ttl",
-        set: |namespace, value| {
-            let ttl = match value.as_str() {
-                _ if is_zero(value) => Some(Duration::ZERO),
-                Some(text) => values::duration(text, HISTORY_TTLS).ok(),
-                None => None,
-            };
-            namespace.history_ttl =
-                ttl.ok_or(Refusal::expected("off, 0 or a duration from \"1s\" to \"8760h\""))?;
-            Ok(())
-        },
-    },
-    Row { key: "recovery", set: |_, value| word(value, &["off"], &["stream", "cache"]).map(drop) },
-    Row { key: "presence", set: |_, value| no_switch_yet(value) },
-    Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
-    Row {
-        key: "max_rate",
-        set: |_, value| match value.as_str() {
-            Some("off") => Ok(()),
-            _ => no_count_yet(value, "off or a number of publications a second"),
-        },
-    },
-    Row { key: "write_delay", set: |_, value| no_time_yet(value) },
-    Row { key: "delta", set: |_, value| no_switch_yet(value) },
-    Row { key: "tags_filter", set: |_, value| no_switch_yet(value) },
-];
-
-const ACCESSES: [(&str, Access); 5] = [
-    ("nobody", Access::Nobody),
-    ("token", Access::Token),
-    ("subscriber", Access::Subscriber),
-    ("user", Access::User),
-    ("anyone", Access::Anyone),
-];
-
-fn access(value: &DeValue<'_>, senseless: Option<Access>) -> Result<Access, Refusal> {
-    let known = || ACCESSES.iter().filter(|(_, access)| Some(*access) != senseless);
-    let found = value.as_str().and_then(|text| known().find(|(word, _)| *word == text));
-    found.map(|(_, access)| *access).ok_or_else(|| {
-        let words: Vec<&str> = known().map(|(word, _)| *word).collect();
-        Refusal::Expected(listed(&words))
-    })
-}
-
-/// One of `now`, returned as it stands there; one of `later` is not available yet.
-fn word(
-    value: &DeValue<'_>,
-    now: &[&'static str],
-    later: &[&'static str],
-) -> Result<&'static str, Refusal> {
-    let text = value.as_str().unwrap_or_default();
-    if let Some(word) = now.iter().find(|word| **word == text) {
-        return Ok(word);
-    }
-    if later.contains(&text) {
-        return Err(Refusal::NotYet(format!("{text:?}")));
-    }
-    let words: Vec<&str> = now.iter().chain(later).copied().collect();
-    Err(Refusal::Expected(listed(&words)))
-}
-
-fn no_switch_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
-    match value.as_bool() {
-        Some(false) => Ok(()),
-        Some(true) => Err(Refusal::NotYet("true".to_owned())),
-        None => Err(Refusal::expected("true or false")),
-    }
-}
-
-fn integer(value: &DeValue<'_>) -> Option<u32> {
-    let number = value.as_integer()?;
-    u32::from_str_radix(number.as_str(), number.radix()).ok()
-}
-
-/// A time or number that is off.
-fn is_zero(value: &DeValue<'_>) -> bool {
-    matches!(value.as_str(), Some("off" | "0")) || integer(value) == Some(0)
-}
-
-fn no_count_yet(value: &DeValue<'_>, expected: &str) -> Result<(), Refusal> {
-    match integer(value) {
-        Some(0) => Ok(()),
-        Some(number) => Err(Refusal::NotYet(number.to_string())),
-        None => Err(Refusal::expected(expected)),
-    }
-}
-
-fn no_time_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
-    match value.as_str() {
-        _ if is_zero(value) => Ok(()),
-        Some(text) if values::duration(text, Duration::ZERO..=Duration::MAX).is_ok() => {
-            Err(Refusal::NotYet(format!("{text:?}")))
-        }
-        _ => Err(Refusal::expected("off, 0 or a duration such as \"500ms\" or \"60s\"")),
-    }
-}
-
-fn listed(words: &[&str]) -> String {
-    match words {
-        [but_last @ .., last] if !but_last.is_empty() => {
-            format!("{} or {last}", but_last.join(", "))
-        }
-        words => words.concat(),
     }
 }
 

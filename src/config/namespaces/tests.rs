@@ -1,3 +1,4 @@
+use super::keys::ACCESSES;
 use super::*;
 
 #[track_caller]
