@@ -46,9 +46,11 @@ use pause::PauseTimer;
 
 /// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
 const SLICE: usize = 64;
-/// After a turn of the reactor in which clients sent more than may be handled, so many slices are
-/// walked before the next one: else a flood would make a walk half as long again.
-const SLICES_IN_A_FLOOD: u32 = 4;
+/// The walk goes on for so many times as long as the reactor's last turn took, or [`WALK_TIME_MAX`],
+/// before the next one: a flood of handshakes or commands makes a walk a little longer, not half as
+/// long again. They have the pauses, and the time when nothing is to be written, for themselves.
+const WALK_PER_REACTOR_TURN: u32 = 16;
+const WALK_TIME_MAX: Duration = Duration::from_millis(4);
 /// Mailbox batches drained before the walk goes on.
 const BATCHES_PER_TURN_MAX: usize = 16;
 /// Publication bytes drained in one turn of the ring: bounds what a healthy session can have
@@ -139,6 +141,8 @@ struct Walk {
     /// Positions left in this turn of the ring.
     left: u32,
     cost: Duration,
+    /// Walked since the reactor's last turn.
+    since_reactor: Duration,
     not_before: Instant,
     round_bytes: usize,
 }
@@ -184,7 +188,9 @@ impl Walk {
                 break;
             }
         }
-        self.cost += now.elapsed();
+        let cost = now.elapsed();
+        self.cost += cost;
+        self.since_reactor += cost;
         if self.left == 0 || shard.is_clean() {
             self.end_round(shard, Instant::now());
         }
@@ -193,7 +199,12 @@ impl Walk {
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {
         if self.cost > Duration::ZERO {
-            let alpha = if self.cost >= LONG_TURN { ALPHA_LONG } else { ALPHA_SHORT };
+            let alpha = match self.cost {
+                // Everybody has everything: the next publication is the first of a new group.
+                _ if shard.is_clean() => 0.0,
+                cost if cost >= LONG_TURN => ALPHA_LONG,
+                _ => ALPHA_SHORT,
+            };
             let pause = self.cost.mul_f64(alpha).max(FLOOR.saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
@@ -206,10 +217,15 @@ impl Walk {
 async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let timer = PauseTimer::new();
     shard.spawn(sweep(shard.clone()));
-    let now = Instant::now();
-    let mut walk =
-        Walk { cursor: 0, left: 0, cost: Duration::ZERO, not_before: now, round_bytes: 0 };
-    let mut n_slices = 0;
+    let mut walk = Walk {
+        cursor: 0,
+        left: 0,
+        cost: Duration::ZERO,
+        since_reactor: Duration::ZERO,
+        not_before: Instant::now(),
+        round_bytes: 0,
+    };
+    let mut reactor_turn = Duration::ZERO;
     loop {
         drain(&shard, events, &mut walk);
         if shard.has_stopped() || shard.is_broken() {
@@ -217,12 +233,12 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
         }
         match walk.step(&shard) {
             Next::Go => {
-                let n_max = if shard.is_flooded() { SLICES_IN_A_FLOOD } else { 1 };
-                n_slices += 1;
-                if n_slices >= n_max {
-                    n_slices = 0;
+                if walk.since_reactor >= (reactor_turn * WALK_PER_REACTOR_TURN).min(WALK_TIME_MAX) {
+                    walk.since_reactor = Duration::ZERO;
                     shard.allow_input();
+                    let began = Instant::now();
                     tokio::task::yield_now().await;
+                    reactor_turn = began.elapsed();
                 }
             }
             Next::PauseUntil(until) => pause(&shard, events, &timer, until).await,
@@ -232,6 +248,7 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
 }
 
 fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, walk: &mut Walk) {
+    let mut has_publication = false;
     for _ in 0..BATCHES_PER_TURN_MAX {
         if walk.round_bytes >= ROUND_BYTES_MAX {
             break;
@@ -241,10 +258,17 @@ fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, walk: &mut Walk) {
         counts.mailbox_batches.add(1);
         counts.mailbox_items.add(batch.len() as u64);
         for event in batch {
-            walk.round_bytes += shard.on_event(event);
+            let queued_bytes = shard.on_event(event);
+            walk.round_bytes += queued_bytes;
+            has_publication |= queued_bytes > 0;
         }
     }
     shard.flush_door();
+    // A turn of the ring that has hardly begun (some replies, say) begins anew: else those behind
+    // the cursor would get the publication after a pause.
+    if has_publication && walk.cost < FLOOR {
+        walk.left = 0;
+    }
 }
 
 async fn pause(
