@@ -36,7 +36,9 @@ pub(crate) use flags::{add_flags, read_flags};
 use ipnet::IpNet;
 use knobs::KNOBS;
 pub use machine::Machine;
-pub use namespaces::{Access, Gap, Keep, LoadError, Mistake, Namespace, Namespaces, SlowConsumer};
+pub use namespaces::{
+    Access, Gap, Keep, LoadError, Mistake, Namespace, Namespaces, Recovery, SlowConsumer,
+};
 pub use secret::{RedisUrl, Secret};
 use sources::Given;
 pub use values::{LogFormat, Rate};

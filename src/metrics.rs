@@ -4,16 +4,12 @@
 //! instruction; a scrape reads from any thread. Each shard's block is padded to its own cache
 //! lines. **Invariant:** no label is ever chosen by a client.
 
-use std::fmt;
+mod page;
+
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use crossbeam::utils::CachePadded;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admission::Refused;
@@ -89,13 +85,31 @@ pub enum Gap {
     InboxFull,
     /// The pub/sub link broke: each channel that was subscribed over it counts once.
     LinkLost,
+    /// A publication's offset didn't follow the one before, or another stream began: counted by the
+    /// shards that saw it.
+    Offset,
+    /// A stream turned out to be further, or another one, than what came: counted likewise.
+    Behind,
 }
 
-const GAPS: [(Gap, &str); 3] = [
+const GAPS: [(Gap, &str); 5] = [
     (Gap::MailboxFull, "mailbox_full"),
     (Gap::InboxFull, "inbox_full"),
     (Gap::LinkLost, "link_lost"),
+    (Gap::Offset, "offset"),
+    (Gap::Behind, "behind"),
 ];
+
+/// How a client's wish for what it missed ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recovery {
+    Recovered,
+    /// Trimmed, of another epoch, too much, or unknown.
+    Lost,
+}
+
+const RECOVERIES: [(Recovery, &str); 2] =
+    [(Recovery::Recovered, "recovered"), (Recovery::Lost, "lost")];
 
 /// What one shard counts; written by its thread alone, but for the mailbox drops.
 #[derive(Default, Debug)]
@@ -123,6 +137,13 @@ pub struct ShardMetrics {
     pub mailbox_items: Count,
     pub drops_slow_consumer: Count,
     pub drops_not_utf8: Count,
+    /// By [`Recovery`].
+    pub recoveries: [Count; RECOVERIES.len()],
+    /// Publications that came again, or late, and weren't delivered.
+    pub repeated: Count,
+    pub position_checks: Count,
+    pub gaps_offset: Count,
+    pub gaps_behind: Count,
     pub panics: SharedCount,
     closes: [Count; CLOSE_CODES.len() + 1],
     /// When the shard last answered the broker's ping, milliseconds since the node's start.
@@ -164,6 +185,9 @@ pub struct BrokerMetrics {
     pub history_reads_shared: Count,
     /// Streams in Redis that were found damaged: each started a new epoch.
     pub history_resets: Count,
+    /// What is remembered for `recovery = "cache"`.
+    pub newest_bytes: Count,
+    pub newest_refused: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
 }
@@ -217,253 +241,12 @@ impl Metrics {
     pub fn sum(&self, count: impl Fn(&ShardMetrics) -> &Count) -> u64 {
         self.shards.iter().map(|shard| count(shard).get()).sum()
     }
-
-    /// The Prometheus text page.
-    pub fn page(self: &Arc<Self>) -> String {
-        let mut registry = Registry::with_prefix("hubbub");
-        registry.register_collector(Box::new(Page(self.clone())));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)
-            .expect("invariant: writing to a String");
-        text
-    }
-}
-
-#[derive(Debug)]
-struct Page(Arc<Metrics>);
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByShard {
-    shard: usize,
-}
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByReason {
-    reason: &'static str,
-}
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByCode {
-    code: String,
-}
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByLink {
-    link: &'static str,
-}
-
-type ShardCount = fn(&ShardMetrics) -> &Count;
-
-const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
-    ("connections", "Client connections.", |shard| &shard.connections),
-    ("subscriptions", "Subscriptions of clients.", |shard| &shard.subscriptions),
-    ("channels", "Channels with a subscriber.", |shard| &shard.channels),
-    ("cohorts", "Groups of sessions with one format and one set of channels.", |shard| {
-        &shard.cohorts
-    }),
-    ("outbox_bytes", "Bytes queued for clients.", |shard| &shard.outbox_bytes),
-    ("mailbox_depth", "Items in the shard's mailbox.", |shard| &shard.mailbox_depth),
-    ("http_connections", "Connections that are not WebSockets (yet).", |shard| {
-        &shard.http_connections
-    }),
-];
-
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 8] = [
-    ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
-    ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
-    ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
-        &shard.writes
-    }),
-    ("received_bytes", "Bytes read from clients.", |shard| &shard.received_bytes),
-    ("commands", "Client commands handled.", |shard| &shard.commands),
-    ("commands_over_rate", "Client commands refused over the rate.", |shard| {
-        &shard.commands_over_rate
-    }),
-    ("mailbox_batches", "Batches taken from the mailbox.", |shard| &shard.mailbox_batches),
-    ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {
-        &shard.mailbox_items
-    }),
-];
-
-impl Collector for Page {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let metrics = &self.0;
-        for (name, help, count) in SHARD_GAUGES {
-            family(
-                &mut encoder,
-                name,
-                help,
-                metrics.shards.iter().enumerate().map(|(shard, block)| {
-                    (ByShard { shard }, ConstGauge::new(count(block).get() as i64))
-                }),
-            )?;
-        }
-        for (name, help, count) in SHARD_COUNTERS {
-            family(
-                &mut encoder,
-                name,
-                help,
-                metrics.shards.iter().enumerate().map(|(shard, block)| {
-                    (ByShard { shard }, ConstCounter::new(count(block).get()))
-                }),
-            )?;
-        }
-        family(
-            &mut encoder,
-            "shard_panics",
-            "Times a shard was started afresh.",
-            metrics
-                .shards
-                .iter()
-                .enumerate()
-                .map(|(shard, block)| (ByShard { shard }, ConstCounter::new(block.panics.get()))),
-        )?;
-        self.encode_losses(&mut encoder)?;
-        self.encode_closes(&mut encoder)?;
-        self.encode_node(&mut encoder)
-    }
-}
-
-impl Page {
-    fn encode_losses(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Metrics { shards, broker, .. } = &*self.0;
-        family(
-            encoder,
-            "drops",
-            "What was dropped, by reason.",
-            DROPS.iter().map(|(drop, reason)| {
-                let by_shards = shards.iter().map(|shard| match drop {
-                    Drop::SlowConsumer => shard.drops_slow_consumer.get(),
-                    Drop::NotUtf8 => shard.drops_not_utf8.get(),
-                    _ => 0,
-                });
-                let n = broker.drops[*drop as usize].get() + by_shards.sum::<u64>();
-                (ByReason { reason }, ConstCounter::new(n))
-            }),
-        )?;
-        family(
-            encoder,
-            "gaps",
-            "Channels that may have missed publications, by reason.",
-            GAPS.iter().map(|(gap, reason)| {
-                (ByReason { reason }, ConstCounter::new(broker.gaps[*gap as usize].get()))
-            }),
-        )
-    }
-
-    fn encode_closes(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let codes = CLOSE_CODES.iter().map(u16::to_string).chain(["other".to_owned()]);
-        family(
-            encoder,
-            "closes",
-            "Connections closed by the hub, by code.",
-            codes.enumerate().map(|(at, code)| {
-                let n = self.0.shards.iter().map(|shard| shard.closes[at].get()).sum::<u64>();
-                (ByCode { code }, ConstCounter::new(n))
-            }),
-        )
-    }
-
-    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 11] {
-        let Metrics { broker, listener, .. } = &*self.0;
-        [
-            ("history_reads", "Histories asked for.", &broker.history_reads),
-            (
-                "history_reads_shared",
-                "Those that waited together with an equal one and were read once.",
-                &broker.history_reads_shared,
-            ),
-            (
-                "history_evicted",
-                "Streams and idempotency keys that the embedded broker gave up at a bound.",
-                &broker.history_evicted,
-            ),
-            (
-                "history_resets",
-                "Streams in Redis that were found damaged and started anew.",
-                &broker.history_resets,
-            ),
-            ("reloads", "Times the namespaces were read again.", &listener.reloads),
-            ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
-            ("publications", "Publications that came in.", &broker.publications),
-            ("redis_connects", "Connections made to Redis.", &broker.redis_connects),
-            ("redis_refused", "Subscriptions that Redis's ACL forbids.", &broker.redis_refused),
-            ("accepted", "Sockets accepted.", &listener.accepted),
-            (
-                "accept_errors",
-                "Failed accepts, such as out of descriptors.",
-                &listener.accept_errors,
-            ),
-        ]
-    }
-
-    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Metrics { broker, listener, .. } = &*self.0;
-        for (name, help, count) in self.node_counters() {
-            one(encoder, name, help, &ConstCounter::new(count.get()))?;
-        }
-        let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);
-        let help = "Lines that nobody read in time.";
-        one(encoder, "log_lines_dropped", help, &ConstCounter::new(n_dropped))?;
-        let by = |refused: Refused| self.0.sum(|shard| &shard.refused[refused as usize]);
-        let refused: [(&'static str, u64); 6] = [
-            ("connections_max", by(Refused::ConnectionsMax)),
-            ("connect_rate", by(Refused::ConnectRate)),
-            ("connections_per_ip", by(Refused::PerAddress)),
-            ("outbox_total_bytes", self.0.sum(|shard| &shard.relieved)),
-            ("handshakes_max", self.0.sum(|shard| &shard.evicted_handshakes)),
-            ("open_files", listener.refused.get()),
-        ];
-        family(
-            encoder,
-            "refused",
-            "Connections refused or ended at a limit.",
-            refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
-        )?;
-        let gauges: [(&str, &str, &Count); 6] = [
-            ("history_streams", "Streams in the embedded broker.", &broker.history_streams),
-            ("history_bytes", "Bytes of their publications.", &broker.history_bytes),
-            ("idempotency_keys", "Keys it remembers.", &broker.idempotency_keys),
-            ("sockets", "Open sockets of the listeners.", &listener.sockets),
-            ("redis_subscriptions", "Channels subscribed in Redis.", &broker.redis_subscriptions),
-            ("inbox_bytes", "Bytes from Redis not yet handed to shards.", &broker.inbox_bytes),
-        ];
-        for (name, help, count) in gauges {
-            one(encoder, name, help, &ConstGauge::new(count.get() as i64))?;
-        }
-        let links = [("pubsub", &broker.pubsub_up), ("command", &broker.command_up)];
-        family(
-            encoder,
-            "redis_up",
-            "Whether a link to Redis works.",
-            links.iter().map(|(link, up)| (ByLink { link }, ConstGauge::new(up.get() as i64))),
-        )
-    }
-}
-
-fn one(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    metric: &impl EncodeMetric,
-) -> fmt::Result {
-    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-}
-
-fn family<L: EncodeLabelSet, M: EncodeMetric>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    series: impl Iterator<Item = (L, M)>,
-) -> fmt::Result {
-    let mut series = series.peekable();
-    let Some((_, first)) = series.peek() else { return Ok(()) };
-    let mut metrics = encoder.encode_descriptor(name, help, None, first.metric_type())?;
-    for (labels, metric) in series {
-        metric.encode(metrics.encode_family(&labels)?)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]

@@ -63,9 +63,19 @@ impl Publication {
         }
     }
 
+    pub fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
     /// Size of the payload, bytes.
     pub fn payload_bytes(&self) -> usize {
         self.payload.len()
+    }
+
+    /// What was published, without its channel.
+    pub fn body(&self) -> Body {
+        let (payload, info, tags) = (self.payload.clone(), self.info.clone(), self.tags.clone());
+        Body { payload, info, tags, version: self.version }
     }
 
     /// Where it stands in its channel's stream; offset 0: in none.

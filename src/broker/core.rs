@@ -15,11 +15,12 @@ use super::feed::Feed;
 use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
 use super::memory::{Bounds, Memory, Outcome};
+use super::newest::Newest;
 use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
 use super::survey::{Asked, Finished, Surveys};
 use super::{BrokerCommand, Publish, SurveyResult, envelope};
 use crate::channel::ChannelId;
-use crate::config::Namespace;
+use crate::config::{Namespace, Recovery};
 use crate::mailbox::{Receiver, Sender, Unbound};
 use crate::metrics::{Drop, Gap};
 use crate::node::Node;
@@ -43,6 +44,11 @@ const BATCHES_PER_TURN_MAX: usize = 64;
 /// streams with their names are some 50 MiB more, keys and unused names at worst 60 MiB.
 const MEMORY: Bounds =
     Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
+
+/// Payload of the newest publications of channels with `recovery = "cache"`.
+const NEWEST_BYTES_MAX: usize = 256 << 20;
+/// How often those of channels that are gone are looked for, milliseconds.
+const NEWEST_SWEEP_MS: u64 = 10_000;
 
 /// Runs until [`BrokerCommand::Stop`].
 pub async fn run(
@@ -83,6 +89,8 @@ struct Core {
     /// what is published before the broker is subscribed.
     told: LinkState,
     publishes: Vec<PublishRequest>,
+    newest: Newest,
+    newest_swept_ms: u64,
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
@@ -111,6 +119,8 @@ impl Core {
             link,
             told: link,
             publishes: Vec::new(),
+            newest: Newest::new(NEWEST_BYTES_MAX),
+            newest_swept_ms: 0,
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
@@ -146,6 +156,10 @@ impl Core {
         let now_ms = self.node.now_ms();
         match command {
             BrokerCommand::Acquire { shard, name } => {
+                let auth = self.node.auth();
+                if auth.namespaces().of(&name).is_some_and(|it| it.recovery == Recovery::Cache) {
+                    self.newest.watch(&name);
+                }
                 let confirmed = self.interest.acquire(&name, shard, now_ms);
                 if let Some(confirmed) = confirmed {
                     self.confirm(&confirmed);
@@ -226,9 +240,17 @@ impl Core {
     /// The demux: one look-up, one item per interested shard.
     fn fan_out(&mut self, channel: &[u8], body: Body, position: Position) {
         self.node.metrics.broker.publications.add(1);
-        let Some(target) = self.interest.target(channel) else { return };
+        let Some(target) = self.interest.target(channel) else {
+            if !self.newest.is_empty() {
+                self.newest.on_unheard(channel, body, position);
+            }
+            return;
+        };
         let (id, shards): (ChannelId, _) = (target.id, target.shards);
         let publication = Arc::new(Publication::at(target.channel.clone(), body, position));
+        if !self.newest.is_empty() {
+            self.newest.on_publication(&target.channel.name, &publication);
+        }
         for shard in shards.iter() {
             let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
             if !self.doors[shard].try_push(id, event) {
@@ -256,6 +278,7 @@ impl Core {
             self.doors[shard].push(ShardEvent::Acquired {
                 id: confirmed.id,
                 channel: confirmed.channel.clone(),
+                newest: self.newest.of(&confirmed.channel.name),
             });
         }
     }
@@ -270,6 +293,7 @@ impl Core {
     fn send_changes(&mut self) {
         while self.may_send_changes() && self.interest.has_changes() {
             let changes = self.interest.take_changes(CHANGES_PER_COMMAND_MAX, self.node.now_ms());
+            changes.unsubscribe.iter().for_each(|name| self.newest.forget(name));
             match &self.redis {
                 Some(redis) => redis.change_subscriptions(&changes),
                 None => {
@@ -355,6 +379,7 @@ impl Core {
                 // The inbox was at its bound: which channels is not known any more.
                 self.node.metrics.broker.on_drop(Drop::InboxFull, n_dropped);
                 self.node.metrics.broker.on_gap(Gap::InboxFull, n_dropped);
+                self.newest.on_gap();
                 for door in &mut self.doors {
                     door.push(ShardEvent::Gap(Gapped::All));
                 }
@@ -363,6 +388,7 @@ impl Core {
             Push::Up => self.link = LinkState::Up,
             Push::Down => {
                 let n_channels = self.interest.on_link_down();
+                self.newest.on_gap();
                 self.node.metrics.broker.on_gap(Gap::LinkLost, n_channels as u64);
                 self.link = LinkState::Down;
             }
@@ -399,6 +425,13 @@ impl Core {
         broker.history_bytes.set(self.memory.bytes() as u64);
         broker.idempotency_keys.set(self.memory.n_keys() as u64);
         broker.history_evicted.set(self.memory.n_evicted());
+        broker.newest_bytes.set(self.newest.bytes() as u64);
+        broker.newest_refused.set(self.newest.n_refused());
+        if now_ms >= self.newest_swept_ms + NEWEST_SWEEP_MS {
+            self.newest_swept_ms = now_ms;
+            let interest = &self.interest;
+            self.newest.retain(|name| interest.knows(name));
+        }
         for finished in self.surveys.on_tick(now_ms) {
             self.finish_survey(finished);
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::position::{Epoch, Position};
 use crate::protocol::{JsonPayload, PubExtra, PublicationList, json_payload};
-use crate::publication::Body;
+use crate::publication::{Body, Publication};
 
 /// What of a stream is wanted.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -45,6 +45,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// One that came live.
+    pub fn of(publication: &Publication) -> Self {
+        Self { offset: publication.position().offset, body: publication.body() }
+    }
+
     /// What it is counted for, bytes: its own and what it takes to keep it.
     pub fn bytes(&self) -> usize {
         const KEPT_BYTES: usize = 128;
@@ -93,12 +98,16 @@ pub struct Listed {
     pub json: Vec<u8>,
     /// Publications that JSON can't carry: left out, as they are live.
     pub n_skipped: u64,
+    /// Publications in `json`.
+    pub n_listed: usize,
+    /// Nothing was left out for want of room.
+    pub is_whole: bool,
 }
 
 impl HistoryPage {
     /// Encodes as many publications as fit into `bytes_max`, or the first.
     pub fn to_json(&self, audience: Audience, bytes_max: usize) -> Listed {
-        let (mut list, mut n_skipped) = (PublicationList::default(), 0);
+        let (mut list, mut n_skipped, mut n_listed) = (PublicationList::default(), 0, 0);
         for stored in &self.publications {
             let position = Position { offset: stored.offset, epoch: self.top.epoch };
             let payload = json_payload(&stored.body.payload);
@@ -118,11 +127,13 @@ impl HistoryPage {
             };
             let (info, tags) = (stored.body.info.as_deref(), stored.body.tags.as_deref());
             list.push(data, &PubExtra { info, tags, ..extra });
+            n_listed += 1;
             if list.bytes() >= bytes_max {
                 break;
             }
         }
-        Listed { json: list.finish(), n_skipped }
+        let is_whole = n_listed + n_skipped as usize == self.publications.len();
+        Listed { json: list.finish(), n_skipped, n_listed, is_whole }
     }
 }
 

@@ -177,6 +177,11 @@ impl Interest {
         Some(Target { id: entry.id, channel: &entry.channel, shards: entry.shards })
     }
 
+    /// Whether a channel is, or is to be, subscribed.
+    pub fn knows(&self, name: &str) -> bool {
+        self.names.contains_key(name.as_bytes())
+    }
+
     /// A shard's first subscriber of a channel. `Some` if the channel is live already.
     pub fn acquire(&mut self, name: &str, shard: usize, now_ms: u64) -> Option<Confirmed> {
         let slot = match self.names.get(name.as_bytes()) {

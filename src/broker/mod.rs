@@ -17,6 +17,7 @@ mod feed;
 mod history;
 mod interest;
 mod memory;
+mod newest;
 mod redis;
 mod survey;
 

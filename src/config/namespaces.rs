@@ -60,6 +60,16 @@ pub enum Gap {
     Resubscribe,
 }
 
+/// What a subscriber that was away gets of what it missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    Off,
+    /// All of it, or the news that it can't be had. Needs history.
+    Stream,
+    /// The newest publication, as every new subscriber does.
+    Cache,
+}
+
 /// What holds for a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespace {
@@ -72,6 +82,7 @@ pub struct Namespace {
     /// Publications; 0: no history. Then `history_ttl` is zero too.
     pub history_size: usize,
     pub history_ttl: Duration,
+    pub recovery: Recovery,
 }
 
 /// How much of a channel's stream is kept.
@@ -102,6 +113,7 @@ impl Default for Namespace {
             gap: Gap::Count,
             history_size: 0,
             history_ttl: Duration::ZERO,
+            recovery: Recovery::Off,
         }
     }
 }
@@ -244,6 +256,7 @@ impl Reading<'_> {
             self.entry(name, key, value, &mut namespace);
         }
         self.check_history(name, table, &namespace);
+        self.check_recovery(name, table, &namespace);
         namespace
     }
 
@@ -261,6 +274,21 @@ impl Reading<'_> {
         let at = table.iter().find(|(key, _)| key.get_ref() == given);
         let complaint = format!("namespaces.{}.{given} needs {missing} too", shown(name));
         self.blame(at.map(|(_, value)| value.span().start), complaint);
+    }
+
+    /// What isn't kept can't be had again.
+    fn check_recovery(&mut self, name: &str, table: &DeTable<'_>, namespace: &Namespace) {
+        let has = |key: &str| table.iter().find(|(given, _)| given.get_ref() == key);
+        if namespace.recovery != Recovery::Stream
+            || namespace.history_size > 0
+            || has("history_size").is_some_and(|(_, value)| !is_zero(value.get_ref()))
+        {
+            return;
+        }
+        let at = has("recovery").map(|(_, value)| value.span().start);
+        let name = shown(name);
+        let complaint = format!("namespaces.{name}.recovery = \"stream\" needs history_size");
+        self.blame(at, complaint);
     }
 
     fn entry(&mut self, name: &str, key: &Key<'_>, value: &Value<'_>, into: &mut Namespace) {

@@ -27,7 +27,7 @@ pub use command::{Command, Kind, Malformed, decode, lines};
 pub use json::{DEPTH_MAX, JsonPayload, depth_within, json_payload};
 pub use push::{PubExtra, PushTemplate, put_client_info, put_publication, put_unsubscribe_push};
 pub use reply::{
-    ConnectResult, EmptyReply, HistoryResult, PING, Publication, PublicationList, RefreshOf,
-    ServerSub, SubscribeResult, put_connect, put_empty, put_error, put_history, put_history_result,
+    ConnectResult, EmptyReply, HistoryResult, PING, PublicationList, RefreshOf, ServerSub,
+    SubscribeResult, put_connect, put_empty, put_error, put_history, put_history_result,
     put_refresh, put_subscribe,
 };

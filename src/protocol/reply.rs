@@ -53,8 +53,8 @@ pub struct SubscribeResult<'a> {
     /// The client keeps a position and recovers after a reconnect.
     pub recoverable: bool,
     pub epoch: &'a str,
-    /// What was missed, by ascending offset; with `recovered`, or as first data.
-    pub publications: &'a [Publication<'a>],
+    /// What was missed, by ascending offset, from a [`PublicationList`]; empty: nothing.
+    pub publications: &'a [u8],
     pub recovered: bool,
     /// The stream's top; after a recovery the request's own offset, from which the client counts
     /// on.
@@ -66,13 +66,6 @@ pub struct SubscribeResult<'a> {
     pub was_recovering: bool,
     /// Publications come as fossil deltas.
     pub delta: bool,
-}
-
-/// A publication within a reply.
-#[derive(Copy, Clone, Debug)]
-pub struct Publication<'a> {
-    pub data: &'a [u8],
-    pub extra: PubExtra<'a>,
 }
 
 /// A JSON array of publications that grows one by one.
@@ -209,9 +202,7 @@ fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
     fill_expiry(body, result.ttl);
     body.true_if("recoverable", result.recoverable);
     body.text_unless_empty("epoch", result.epoch);
-    if !result.publications.is_empty() {
-        put_publications(body.key("publications"), result.publications);
-    }
+    body.raw_if("publications", Some(result.publications).filter(|list| !list.is_empty()));
     body.true_if("recovered", result.recovered);
     body.number_unless_zero("offset", result.offset);
     body.true_if("positioned", result.positioned);
@@ -227,16 +218,6 @@ fn fill_expiry(body: &mut Object<'_>, ttl: Option<u32>) {
     }
 }
 
-fn put_publications(out: &mut Vec<u8>, publications: &[Publication<'_>]) {
-    let mut before: &[u8] = b"[{\"data\":";
-    for publication in publications {
-        out.extend_from_slice(before);
-        put_publication_rest(out, publication.data, &publication.extra);
-        before = b",{\"data\":";
-    }
-    out.push(b']');
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -250,10 +231,6 @@ mod tests {
         let text = std::str::from_utf8(&out).unwrap().strip_prefix("before").expect("appends");
         assert_eq!(text, expected);
         serde_json::from_str::<Value>(text).expect("JSON");
-    }
-
-    fn publication(data: &'static [u8], offset: u64) -> Publication<'static> {
-        Publication { data, extra: PubExtra { offset, ..PubExtra::default() } }
     }
 
     #[test]
@@ -345,7 +322,10 @@ mod tests {
             |out| put_subscribe(out, 2, &SubscribeResult::default()),
             r#"{"id":2,"subscribe":{}}"#,
         );
-        let missed = [publication(b"{\"n\":11}", 11), publication(b"{\"n\":12}", 12)];
+        let mut missed = PublicationList::default();
+        missed.push(b"{\"n\":11}", &PubExtra { offset: 11, ..PubExtra::default() });
+        missed.push(b"{\"n\":12}", &PubExtra { offset: 12, ..PubExtra::default() });
+        let missed = missed.finish();
         let recovered = SubscribeResult {
             recoverable: true,
             epoch: "kQzVbTne",

@@ -276,7 +276,8 @@ impl State {
         }
     }
 
-    /// Tells the subscribers of channels that lost something, where their namespace wants it.
+    /// Tells the subscribers of channels that lost something, where they rely on getting all, or their
+    /// namespace wants it.
     pub fn on_gap(&mut self, gapped: Gapped) {
         let auth = self.auth.clone();
         let tells = |name: &str| {
@@ -287,7 +288,10 @@ impl State {
             Gapped::All => self.hub.open_channels(),
         };
         for id in ids {
-            let Some(channel) = self.hub.channel(id).filter(|channel| tells(&channel.name)) else {
+            let is_positioned = self.lose_position(id);
+            let Some(channel) =
+                self.hub.channel(id).filter(|channel| is_positioned || tells(&channel.name))
+            else {
                 continue;
             };
             for session in self.hub.subscribers(id) {

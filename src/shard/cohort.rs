@@ -197,6 +197,7 @@ impl Cohorts {
             self.channels.push(ChannelSlot {
                 generation: 0,
                 key: 0,
+                n_pins: 0,
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -206,6 +207,7 @@ impl Cohorts {
         self.channels[at] = ChannelSlot {
             generation: id.generation,
             key,
+            n_pins: 0,
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -219,6 +221,7 @@ impl Cohorts {
     pub fn close_if_unused(&mut self, slot: u32) {
         let entry = &mut self.channels[slot as usize];
         if entry.cohorts.is_empty()
+            && entry.n_pins == 0
             && let Some(channel) = entry.channel.take()
         {
             entry.cohorts = Vec::new();

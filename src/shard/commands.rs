@@ -6,15 +6,14 @@
 use super::hub::SessionId;
 use super::session::Kind;
 use super::state::State;
-use super::waiting::{Asked, Errand};
+use super::stream::Welcome;
+use super::waiting::{self, Asked, Errand};
 use crate::auth::{Action, Denial};
 use crate::broker::{HistoryAsk, Order, Publish};
 use crate::channel;
 use crate::position::{Epoch, Position};
 use crate::protocol::command::{Command, History, Kind as Ask, Subscribe};
-use crate::protocol::{
-    Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
-};
+use crate::protocol::{Disconnect, EmptyReply, ReplyError, put_empty, put_error};
 use crate::publication::Body;
 
 /// In debug builds under `HUB_DEV`: lets the tests see what a panic takes with it.
@@ -53,13 +52,10 @@ impl State {
             (Kind::Fresh, _) | (_, Ask::Connect(_)) => Err(Disconnect::BAD_REQUEST),
             (_, Ask::Subscribe(subscribe)) => {
                 match self.on_subscribe(id, asked, &subscribe) {
-                    Ok(true) => {
-                        let session = self.session(id);
-                        let ttl = session.and_then(|it| it.subscription_ttl(&subscribe.channel));
-                        let result = SubscribeResult { ttl, ..SubscribeResult::default() };
-                        line(out, |out| put_subscribe(out, asked, &result));
+                    Ok(Some(welcome)) => {
+                        self.put_welcome(id, &subscribe.channel, asked, &welcome, out);
                     }
-                    Ok(false) => {}
+                    Ok(None) => {}
                     Err(Denial::Error(error)) => line(out, |out| put_error(out, asked, &error)),
                     Err(Denial::Close(disconnect)) => return Err(disconnect),
                     Err(Denial::Unsubscribe(_)) => return Err(Disconnect::INVALID_TOKEN),
@@ -101,14 +97,14 @@ impl State {
         }
     }
 
-    /// `Ok(false)`: answered once the broker has confirmed. Checks stand in the protocol's order
+    /// `None`: answered once the broker has confirmed, and read. Checks stand in the protocol's order
     /// (client protocol, 11).
     fn on_subscribe(
         &mut self,
         id: SessionId,
         asked: u32,
         subscribe: &Subscribe<'_>,
-    ) -> Result<bool, Denial> {
+    ) -> Result<Option<Welcome>, Denial> {
         let config = &self.node.config;
         let name = &*subscribe.channel;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
@@ -119,7 +115,13 @@ impl State {
             return Err(ReplyError::LIMIT_EXCEEDED.into());
         }
         self.authorize(id, subscribe)?;
-        let wanted = self.want(id, name, Asked::Subscribe(asked));
+        let known = Position { offset: subscribe.offset, epoch: Epoch::asked(&subscribe.epoch) };
+        let ask = waiting::Ask {
+            command: asked,
+            recover: subscribe.recover.then_some(known),
+            or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
+        };
+        let wanted = self.want(id, name, Asked::Subscribe(ask));
         if wanted.is_err()
             && let Some(session) = self.session(id)
         {

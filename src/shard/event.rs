@@ -66,6 +66,8 @@ pub enum ShardEvent {
     Acquired {
         id: ChannelId,
         channel: Arc<Channel>,
+        /// Where the namespace has `recovery = "cache"`: the newest publication that the node saw.
+        newest: Option<Arc<Publication>>,
     },
     /// The broker couldn't subscribe in time; the shard isn't interested any more.
     AcquireFailed {

@@ -161,7 +161,7 @@ impl Shard {
     pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
         match event {
             ShardEvent::Publication { channel, publication } => {
-                return self.state.borrow_mut().hub.publish(channel, &publication);
+                return self.state.borrow_mut().on_publication(channel, &publication);
             }
             ShardEvent::Accepted(accepted) => {
                 self.spawn(crate::http::serve(self.clone(), *accepted));
@@ -186,6 +186,7 @@ impl Shard {
         state.report(self.metrics());
         state.relieve();
         state.sweep();
+        state.check_streams();
         state.drain();
         self.metrics().http_connections.set(self.handshakes.n_open() as u64);
         drop(state);

@@ -133,6 +133,8 @@ impl Seat {
 pub(super) struct ChannelSlot {
     pub generation: u32,
     pub key: u64,
+    /// Open without a cohort too: somebody is about to subscribe.
+    pub n_pins: u32,
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
 }
@@ -429,6 +431,11 @@ impl Hub {
         slot.channel.clone().filter(|_| slot.generation == id.generation)
     }
 
+    /// The channel that is open at a slot.
+    pub fn channel_at(&self, slot: u32) -> Option<Arc<Channel>> {
+        self.cohorts.channels.get(slot as usize)?.channel.clone()
+    }
+
     pub fn open_channels(&self) -> Vec<ChannelId> {
         let slots = self.cohorts.channels.iter().enumerate();
         let open = slots.filter(|(_, slot)| slot.channel.is_some());
@@ -441,6 +448,16 @@ impl Hub {
         let cohorts = slot.cohorts.iter().filter(|_| slot.generation == id.generation);
         let members = cohorts.flat_map(|at| &self.cohorts.cohorts[at.cohort as usize].members);
         members.filter_map(|idx| self.id_at(*idx)).collect()
+    }
+
+    /// Keeps an open channel open, whoever leaves, until [`Hub::unpin`].
+    pub fn pin(&mut self, slot: u32) {
+        self.cohorts.channels[slot as usize].n_pins += 1;
+    }
+
+    pub fn unpin(&mut self, slot: u32) {
+        self.cohorts.channels[slot as usize].n_pins -= 1;
+        self.cohorts.close_if_unused(slot);
     }
 
     /// Closes an open channel that never got a subscriber.

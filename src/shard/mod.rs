@@ -18,9 +18,11 @@ pub mod hub;
 mod outbox;
 mod pause;
 pub mod reader;
+mod recovery;
 mod session;
 mod socket;
 mod state;
+mod stream;
 mod timers;
 mod waiting;
 

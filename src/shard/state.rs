@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::session::Session;
+use super::stream::{ReadKey, Stream};
 use super::timers::Drain;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
@@ -17,6 +18,7 @@ use crate::auth::Auth;
 use crate::broker::{
     BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
 };
+use crate::channel::ChannelId;
 use crate::frame;
 use crate::metrics::ShardMetrics;
 use crate::node::Node;
@@ -48,6 +50,16 @@ pub(super) enum Request {
         id: SessionId,
         command: u32,
     },
+    /// A read for those who join a channel.
+    Stream {
+        id: ChannelId,
+        key: ReadKey,
+    },
+    /// The periodic look at where a stream stands.
+    Check {
+        id: ChannelId,
+        asked_at: Position,
+    },
     History(oneshot::Sender<Result<Arc<HistoryPage>, HistoryError>>),
     HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
@@ -62,6 +74,11 @@ pub(super) struct State {
     pub hub: Hub,
     pub sessions: Vec<Option<Session>>,
     pub names: HashMap<Box<str>, Local>,
+    /// By slot; a stream only for channels with recovery.
+    pub streams: Vec<Option<Box<Stream>>>,
+    /// Where the periodic check of streams goes on.
+    pub checked_to: usize,
+    pub n_checks: usize,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
     pub auth: Arc<Auth>,
@@ -88,6 +105,9 @@ impl State {
             sessions: Vec::new(),
             auth: node.auth(),
             names: HashMap::default(),
+            streams: Vec::new(),
+            checked_to: 0,
+            n_checks: 0,
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.
             commands: if life == 0 {
@@ -175,6 +195,8 @@ impl State {
     fn on_page(&mut self, request: Request, result: Result<Arc<HistoryPage>, HistoryError>) {
         match request {
             Request::SessionHistory { id, command } => self.reply_history(id, command, result),
+            Request::Stream { id, key } => self.on_stream_page(id, key, result.ok().as_ref()),
+            Request::Check { id, asked_at } => self.on_checked(id, asked_at, result.ok().as_ref()),
             Request::History(sender) => drop(sender.send(result)),
             _ => {}
         }
@@ -182,7 +204,9 @@ impl State {
 
     pub fn on_broker(&mut self, event: ShardEvent) {
         match event {
-            ShardEvent::Acquired { id, channel } => self.on_acquired(id, channel),
+            ShardEvent::Acquired { id, channel, newest } => {
+                self.on_acquired(id, channel, newest);
+            }
             ShardEvent::AcquireFailed { name } => self.on_acquire_failed(&name),
             ShardEvent::Published { request, result } => {
                 if let Some(request) = self.answered(request) {

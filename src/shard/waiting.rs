@@ -1,9 +1,9 @@
 //! What a session waits for: channels that the broker hasn't confirmed, publishes and histories it
-//! hasn't answered, and the close that comes after them.
+//! hasn't answered, and the close that comes after them. A channel's stream is `recovery`'s.
 //!
 //! Runs on the shard thread inside one borrow of the state.
 
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::sync::Arc;
 
 use ahash::HashMap;
@@ -14,12 +14,15 @@ use super::LinkState;
 use super::commands::line;
 use super::hub::{Queued, SessionId};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
+use super::stream::{Entry, Welcome};
 use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish};
 use crate::channel::{Channel, ChannelId};
+use crate::position::Position;
 use crate::protocol::{
     Disconnect, EmptyReply, HistoryResult, ReplyError, SubscribeResult, put_empty, put_error,
     put_history, put_subscribe,
 };
+use crate::publication::Publication;
 
 /// What happens to a session once what it asked before is answered.
 #[derive(Default)]
@@ -65,15 +68,40 @@ pub type Waiters = HashMap<SessionId, SmallVec<[Asked; 1]>>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    Subscribe(u32),
+    Subscribe(Ask),
     Unsubscribe(u32),
     Join,
 }
 
+/// A subscribe command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ask {
+    pub command: u32,
+    /// What its client knows, and wants what follows it.
+    pub recover: Option<Position>,
+    /// Error 112 rather than a subscription that hasn't recovered.
+    pub or_nothing: bool,
+}
+
+impl Asked {
+    fn ask(&self) -> Ask {
+        match self {
+            Asked::Subscribe(ask) => *ask,
+            Asked::Unsubscribe(_) | Asked::Join => Ask::default(),
+        }
+    }
+}
+
 /// Only the last wish takes effect: carrying out an unsubscribe on the way would close the
 /// channel under the subscribe that follows.
-fn is_wanted(asked: &[Asked]) -> bool {
+pub fn is_wanted(asked: &[Asked]) -> bool {
     !matches!(asked.last(), Some(Asked::Unsubscribe(_)))
+}
+
+/// What the last subscribe among them asks for.
+pub fn last_ask(asked: &[Asked]) -> Ask {
+    let subscribes = asked.iter().rev().find(|asked| !matches!(asked, Asked::Unsubscribe(_)));
+    subscribes.map(Asked::ask).unwrap_or_default()
 }
 
 /// Questions that may wait for one channel.
@@ -83,52 +111,49 @@ const HELD_ERRANDS_MAX: usize = 64;
 const UNANSWERED_MAX: u16 = 1024;
 impl State {
     pub fn check_waiting(&self, id: SessionId, name: &str) -> Result<(), ReplyError> {
+        let waits = |waiters: &Waiters| waiters.get(&id).is_some_and(|asked| is_wanted(asked));
         let subscribed = match self.names.get(name) {
-            Some(Local::Live(slot)) => self.hub.is_subscribed(id, *slot),
-            Some(Local::Pending(waiters)) => waiters.get(&id).is_some_and(|asked| is_wanted(asked)),
+            Some(Local::Live(slot)) => {
+                self.hub.is_subscribed(id, *slot)
+                    || self.stream(*slot).is_some_and(|stream| waits(&stream.joining))
+            }
+            Some(Local::Pending(waiters)) => waits(waiters),
             None => false,
         };
         if subscribed { Err(ReplyError::ALREADY_SUBSCRIBED) } else { Ok(()) }
     }
 
-    pub fn want(&mut self, id: SessionId, name: &str, asked: Asked) -> Result<bool, ReplyError> {
-        match self.names.get_mut(name) {
+    /// `None`: answered later.
+    pub fn want(
+        &mut self,
+        id: SessionId,
+        name: &str,
+        asked: Asked,
+    ) -> Result<Option<Welcome>, ReplyError> {
+        let is_new = match self.names.get_mut(name) {
             // Live here, but the link is down: what it would miss nobody could tell.
-            Some(Local::Live(_)) if self.link == LinkState::Down => Err(ReplyError::INTERNAL),
+            Some(Local::Live(_)) if self.link == LinkState::Down => {
+                return Err(ReplyError::INTERNAL);
+            }
             Some(Local::Live(slot)) => {
-                self.hub.subscribe(id, *slot);
-                Ok(true)
+                let slot = *slot;
+                return self.enter(id, slot, asked);
             }
-            Some(Local::Pending(waiters)) => {
-                let is_new = match waiters.entry(id) {
-                    Entry::Occupied(entry) if entry.get().len() >= WAITING_MAX => {
-                        return Err(ReplyError::TOO_MANY_REQUESTS);
-                    }
-                    Entry::Occupied(mut entry) => {
-                        entry.get_mut().push(asked);
-                        false
-                    }
-                    Entry::Vacant(entry) => {
-                        entry.insert(SmallVec::from_elem(asked, 1));
-                        true
-                    }
-                };
-                if is_new {
-                    self.add_pending(id);
-                }
-                Ok(false)
-            }
+            Some(Local::Pending(waiters)) => push_asked(waiters, id, asked)?,
             None => {
                 let waiters = Waiters::from_iter([(id, SmallVec::from_elem(asked, 1))]);
                 self.names.insert(name.into(), Local::Pending(waiters));
                 self.commands.push(BrokerCommand::Acquire { shard: self.idx, name: name.into() });
-                self.add_pending(id);
-                Ok(false)
+                true
             }
+        };
+        if is_new {
+            self.add_pending(id);
         }
+        Ok(None)
     }
 
-    fn add_pending(&mut self, id: SessionId) {
+    pub fn add_pending(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
             session.n_pending += 1;
         }
@@ -148,6 +173,15 @@ impl State {
             }
             Some(Local::Live(slot)) => {
                 let slot = *slot;
+                if let Some(stream) = self.stream_mut(slot)
+                    && let Some(waiting) = stream.joining.get_mut(&id)
+                {
+                    if waiting.len() >= WAITING_MAX {
+                        return Err(Disconnect::TOO_MANY_REQUESTS);
+                    }
+                    waiting.push(Asked::Unsubscribe(asked));
+                    return Ok(false);
+                }
                 self.hub.unsubscribe(id, slot);
                 self.release_emptied();
                 if let Some(session) = self.session(id) {
@@ -275,69 +309,108 @@ impl State {
 
     // --- what the broker says
 
-    pub fn on_acquired(&mut self, id: ChannelId, channel: Arc<Channel>) {
+    pub fn on_acquired(
+        &mut self,
+        id: ChannelId,
+        channel: Arc<Channel>,
+        newest: Option<Arc<Publication>>,
+    ) {
         let local = self.names.insert(channel.name.clone(), Local::Live(id.slot));
         self.hub.open_channel(id, channel.clone());
+        self.open_stream(id, &channel.name, newest.as_ref());
+        // An answer may close its session, and if that one were the only subscriber yet, the channel
+        // would go away under those who wait.
+        self.hub.pin(id.slot);
         if let Some(Local::Pending(waiters)) = local {
-            // All join before any is answered: an answer may close its session, and if that one
-            // were the only subscriber yet, the channel would go away under those who wait.
-            for (session, _) in waiters.iter().filter(|(_, asked)| is_wanted(asked)) {
-                self.hub.subscribe(*session, id.slot);
-            }
+            // All join before any is answered, or asks: those who ask the same share an answer.
+            let mut settled = Vec::new();
             for (session, asked) in waiters {
-                self.settle(session, &channel.name, asked, Some(id.slot));
+                let entry = is_wanted(&asked).then(|| self.entry(id.slot, last_ask(&asked)));
+                match entry {
+                    Some(Entry::Read(key)) => self.join(session, id.slot, asked, key),
+                    Some(Entry::Now(welcome)) => {
+                        let outcome = self.admit(session, id.slot, last_ask(&asked), welcome);
+                        settled.push((session, asked, outcome));
+                    }
+                    _ => settled.push((session, asked, Ok(Welcome::default()))),
+                }
+            }
+            for (session, asked, outcome) in settled {
+                self.settle(session, id.slot, &channel.name, asked, outcome);
             }
         }
-        self.hub.close_if_unused(id.slot);
+        self.hub.unpin(id.slot);
         self.release_emptied();
     }
 
     pub fn on_acquire_failed(&mut self, name: &str) {
         if let Some(Local::Pending(waiters)) = self.names.remove(name) {
             for (session, asked) in waiters {
-                self.settle(session, name, asked, None);
+                self.settle(session, u32::MAX, name, asked, Err(ReplyError::INTERNAL));
             }
         }
     }
 
-    /// Answers all that a session asked of a channel, in order. `None`: it can't be had now.
-    fn settle(
+    /// Answers all that a session asked of a channel, in order.
+    pub fn settle(
         &mut self,
         id: SessionId,
+        slot: u32,
         name: &str,
         asked: SmallVec<[Asked; 1]>,
-        slot: Option<u32>,
+        outcome: Result<Welcome, ReplyError>,
     ) {
         let Some(session) = self.session(id) else { return };
         session.n_pending -= 1;
-        if slot.is_none() || !is_wanted(&asked) {
+        if outcome.is_err() || !is_wanted(&asked) {
             session.forget_token(name);
         }
-        let ttl = self.session(id).and_then(|session| session.subscription_ttl(name));
         let mut out = Vec::new();
         for asked in asked {
-            match asked {
-                Asked::Subscribe(command) if slot.is_some() => {
-                    let result = SubscribeResult { ttl, ..SubscribeResult::default() };
-                    line(&mut out, |out| put_subscribe(out, command, &result));
+            match (asked, &outcome) {
+                (Asked::Subscribe(ask), Ok(welcome)) => {
+                    self.put_welcome(id, name, ask.command, welcome, &mut out);
                 }
-                Asked::Subscribe(command) => {
-                    line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL));
+                (Asked::Subscribe(ask), Err(error)) => {
+                    line(&mut out, |out| put_error(out, ask.command, error));
                 }
-                Asked::Unsubscribe(command) => {
+                (Asked::Unsubscribe(command), _) => {
                     line(&mut out, |out| put_empty(out, command, EmptyReply::Unsubscribe));
                 }
-                Asked::Join => self.on_joined(id, slot.is_some()),
+                (Asked::Join, outcome) => self.on_joined(id, outcome.is_ok().then_some(slot)),
             }
         }
         self.reply(id, &out);
         self.go_on(id);
     }
 
+    pub fn put_welcome(
+        &mut self,
+        id: SessionId,
+        name: &str,
+        command: u32,
+        welcome: &Welcome,
+        out: &mut Vec<u8>,
+    ) {
+        let result = SubscribeResult {
+            ttl: self.session(id).and_then(|session| session.subscription_ttl(name)),
+            recoverable: welcome.recoverable,
+            epoch: welcome.at.epoch.as_str(),
+            publications: welcome.missed.json(),
+            recovered: welcome.recovered,
+            offset: welcome.at.offset,
+            positioned: welcome.positioned,
+            was_recovering: welcome.was_recovering,
+            ..SubscribeResult::default()
+        };
+        line(out, |out| put_subscribe(out, command, &result));
+    }
+
     /// Channels without a subscriber here go back to the broker.
     pub fn release_emptied(&mut self) {
         for (id, channel) in self.hub.take_emptied() {
             self.names.remove(&channel.name);
+            self.close_stream(id.slot);
             self.commands.push(BrokerCommand::Release { shard: self.idx, id });
         }
     }
@@ -349,21 +422,43 @@ impl State {
         session.raw = Some(Box::new(RawJoin { n_missing: channels.len(), done }));
         for channel in channels {
             match self.want(id, channel, Asked::Join) {
-                Ok(true) => self.on_joined(id, true),
-                Ok(false) => {}
-                Err(_) => self.on_joined(id, false),
+                Ok(Some(_)) => self.on_joined(id, self.live_slot(channel)),
+                Ok(None) => {}
+                Err(_) => self.on_joined(id, None),
             }
         }
     }
 
-    fn on_joined(&mut self, id: SessionId, ok: bool) {
+    /// `None`: the channel can't be had now.
+    fn on_joined(&mut self, id: SessionId, slot: Option<u32>) {
+        if let Some(slot) = slot {
+            self.show_newest(id, slot);
+        }
         let Some(session) = self.session(id) else { return };
         let Some(join) = session.raw.as_mut() else { return };
         join.n_missing -= 1;
-        if (join.n_missing == 0 || !ok)
+        if (join.n_missing == 0 || slot.is_none())
             && let Some(join) = session.raw.take()
         {
-            let _ = join.done.send(if ok { Ok(()) } else { Err(ReplyError::INTERNAL) });
+            let joined = slot.map(drop).ok_or(ReplyError::INTERNAL);
+            let _ = join.done.send(joined);
+        }
+    }
+}
+
+/// Notes what a session asks of a channel that it waits for. True: it didn't wait for it before.
+pub fn push_asked(waiters: &mut Waiters, id: SessionId, asked: Asked) -> Result<bool, ReplyError> {
+    match waiters.entry(id) {
+        hash_map::Entry::Occupied(entry) if entry.get().len() >= WAITING_MAX => {
+            Err(ReplyError::TOO_MANY_REQUESTS)
+        }
+        hash_map::Entry::Occupied(mut entry) => {
+            entry.get_mut().push(asked);
+            Ok(false)
+        }
+        hash_map::Entry::Vacant(entry) => {
+            entry.insert(SmallVec::from_elem(asked, 1));
+            Ok(true)
         }
     }
 }

@@ -4,7 +4,9 @@ use super::{Hub, Redis, hub::Builder};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// `h:` keeps 10, `big:` 1,000, `short:` for a second, `off:` nothing; no other namespace is there.
+/// `h:` keeps 10, `big:` 1,000, `short:` for a second, `off:` nothing. Streams recover in `r:`, which
+/// keeps 10, and `long:`, which keeps 1,000; `c:` and `plain:` show their newest, the one from its
+/// history and the other without. No other namespace is there.
 const NAMESPACES: &str = r#"
 [namespaces.h]
 history_size = 10
@@ -24,6 +26,25 @@ history_ttl = "60s"
 history = "subscriber"
 subscribe = "anyone"
 [namespaces.off]
+[namespaces.r]
+history_size = 10
+history_ttl = "60s"
+recovery = "stream"
+publish = "anyone"
+subscribe = "anyone"
+[namespaces.long]
+history_size = 1000
+history_ttl = "60s"
+recovery = "stream"
+subscribe = "anyone"
+[namespaces.c]
+history_size = 1
+history_ttl = "60s"
+recovery = "cache"
+subscribe = "anyone"
+[namespaces.plain]
+recovery = "cache"
+subscribe = "anyone"
 "#;
 
 /// One node with the embedded broker, or two on one Redis.
@@ -142,4 +163,11 @@ pub fn history(hub: &Hub, channel: &str) -> Value {
 pub fn offsets(history: &Value) -> Vec<u64> {
     let publications = history["publications"].as_array().expect("publications are there");
     publications.iter().map(|it| it["offset"].as_u64().expect("an offset")).collect()
+}
+
+/// A subscribe that asks for what followed `at`.
+pub fn recover(channel: &str, at: &At) -> Value {
+    let At { offset, epoch } = at;
+    json!({ "subscribe":
+        { "channel": channel, "recover": true, "offset": offset, "epoch": epoch, "flag": 1 } })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Access, Gap, Namespace, SlowConsumer};
+use super::{Access, Gap, Namespace, Recovery, SlowConsumer};
 use crate::config::values::{self, Refusal};
 
 const HISTORY_SIZE_MAX: usize = 100_000;
@@ -91,7 +91,17 @@ pub static KEYS: &[Row] = &[
             Ok(())
         },
     },
-    Row { key: "recovery", set: |_, value| word(value, &["off"], &["stream", "cache"]).map(drop) },
+    Row {
+        key: "recovery",
+        set: |namespace, value| {
+            namespace.recovery = match word(value, &["off", "stream", "cache"], &[])? {
+                "off" => Recovery::Off,
+                "stream" => Recovery::Stream,
+                _ => Recovery::Cache,
+            };
+            Ok(())
+        },
+    },
     Row { key: "presence", set: |_, value| no_switch_yet(value) },
     Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
     Row {

@@ -82,7 +82,7 @@ fn every_key_is_read() {
         gap = "resubscribe"
         history_size = 100
         history_ttl = "60s"
-        recovery = "off"
+        recovery = "stream"
         presence = false
         join_leave = "off"
         max_rate = "off"
@@ -100,6 +100,7 @@ fn every_key_is_read() {
         gap: Gap::Resubscribe,
         history_size: 100,
         history_ttl: Duration::from_secs(60),
+        recovery: Recovery::Stream,
     };
     assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
     assert_eq!(Namespace::default().keep(), None);
@@ -130,8 +131,6 @@ fn openness_is_told() {
 #[test]
 fn values_of_later_versions_are_refused_as_such() {
     for entry in [
-        "recovery = \"stream\"",
-        "recovery = \"cache\"",
         "presence = true",
         "join_leave = \"on\"",
         "join_leave = \"forced\"",

@@ -30,12 +30,13 @@ fn an_answer_that_closes_its_session_leaves_the_channel_to_those_who_wait() {
     let ids: Vec<SessionId> = (0..50).map(|_| session(&mut state)).collect();
     let (stays, ends) = ids.split_last().unwrap();
     for id in &ids {
-        assert_eq!(state.want(*id, "a", Asked::Subscribe(1)), Ok(false));
+        let asked = Asked::Subscribe(Ask { command: 1, ..Ask::default() });
+        assert!(matches!(state.want(*id, "a", asked), Ok(None)));
     }
     ends.iter().for_each(|id| state.end(*id, Disconnect::BAD_REQUEST));
     state.commands.clear();
 
-    state.on_acquired(ChannelId { slot: 0, generation: 1 }, Arc::new(Channel::new("a")));
+    state.on_acquired(ChannelId { slot: 0, generation: 1 }, Arc::new(Channel::new("a")), None);
     assert!(ends.iter().all(|id| state.hub.is_closing(*id)));
     assert!(state.hub.is_subscribed(*stays, 0));
     assert!(matches!(state.names.get("a"), Some(Local::Live(0))));

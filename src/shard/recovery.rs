@@ -1,0 +1,328 @@
+//! Joining a channel whose stream counts: positions, what was missed, and the look-out for gaps.
+//!
+//! Runs on the shard thread inside one borrow of the state; what is decided is `stream`'s. Who wants to
+//! join such a channel and can't be answered at once is in its stream's `joining` until a page comes;
+//! one read serves all who ask from the same position. Whatever fails on the way ends as
+//! `recovered: false`, once, never as a closed connection.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::hub::SessionId;
+use super::state::{Request, State};
+use super::stream::{Bounds, Entry, Next, ReadKey, Stream, Welcome};
+use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
+use crate::broker::HistoryPage;
+use crate::channel::ChannelId;
+use crate::metrics::Recovery;
+use crate::position::Position;
+use crate::protocol::ReplyError;
+use crate::publication::{Format, Publication};
+
+/// A stream of which nothing was heard for so long is looked up, milliseconds; at most a quarter more.
+const QUIET_MS: u64 = 40_000;
+/// What was seen to be ahead of delivery is looked up again after this, milliseconds.
+const AGAIN_MS: u64 = 2_000;
+/// All streams are gone through in so many ticks.
+const TICKS_PER_ROUND: usize = 100;
+/// Look-ups on their way.
+const CHECKS_MAX: usize = 64;
+
+impl State {
+    pub fn stream(&self, slot: u32) -> Option<&Stream> {
+        self.streams.get(slot as usize)?.as_deref()
+    }
+
+    pub fn stream_mut(&mut self, slot: u32) -> Option<&mut Stream> {
+        self.streams.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    fn stream_of(&mut self, id: ChannelId) -> Option<&mut Stream> {
+        self.stream_mut(id.slot).filter(|stream| stream.id == id)
+    }
+
+    /// What a namespace says counts for channels that are opened from then on.
+    pub fn open_stream(&mut self, id: ChannelId, name: &str, newest: Option<&Arc<Publication>>) {
+        let Some(namespace) = self.auth.namespaces().of(name) else { return };
+        let config = &self.node.config;
+        // Half the outbox: a catch-up must never be what makes its client a slow one.
+        let bytes_max = config.outbox_bytes_max / 2;
+        let bounds = Bounds { publications_max: config.history_max, bytes_max };
+        let now_ms = self.now_ms;
+        let Some(mut stream) = Stream::new(id, namespace, bounds, now_ms) else { return };
+        if let Some(newest) = newest {
+            stream.on_delivered(newest, now_ms);
+        }
+        let at = id.slot as usize;
+        if self.streams.len() <= at {
+            self.streams.resize_with(at + 1, || None);
+        }
+        self.streams[at] = Some(Box::new(stream));
+    }
+
+    pub fn close_stream(&mut self, slot: u32) {
+        if let Some(stream) = self.streams.get_mut(slot as usize) {
+            *stream = None;
+        }
+    }
+
+    // --- live
+
+    /// Fans a publication out, if it is what its stream goes on with. Returns the bytes queued.
+    pub fn on_publication(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+        let Some(Some(stream)) = self.streams.get(id.slot as usize) else {
+            return self.hub.publish(id, publication);
+        };
+        if stream.id != id {
+            return 0;
+        }
+        match stream.next(publication.position()) {
+            Next::Follows => {}
+            Next::Repeats => {
+                self.node.metrics.shards[self.idx].repeated.add(1);
+                return 0;
+            }
+            Next::Breaks => {
+                self.node.metrics.shards[self.idx].gaps_offset.add(1);
+                self.on_gap(super::Gapped::Channel(id));
+            }
+        }
+        let queued_bytes = self.hub.publish(id, publication);
+        let now_ms = self.now_ms;
+        // Gone if the gap took the last subscriber.
+        let Some(stream) = self.stream_of(id) else { return queued_bytes };
+        stream.on_delivered(publication, now_ms);
+        if !stream.ahead.is_empty() {
+            self.admit_caught_up(id);
+        }
+        queued_bytes
+    }
+
+    /// A channel lost something. True: its subscribers rely on getting all.
+    pub fn lose_position(&mut self, id: ChannelId) -> bool {
+        let Some(stream) = self.stream_of(id) else { return false };
+        stream.on_gap();
+        stream.is_positioned()
+    }
+
+    // --- joining
+
+    /// What somebody who wants to join a live channel can be told at once.
+    pub fn entry(&self, slot: u32, ask: Ask) -> Entry {
+        self.stream(slot)
+            .map_or_else(|| Entry::Now(Welcome::default()), |stream| stream.enter(ask.recover))
+    }
+
+    /// Lets a session join a live channel. `None`: answered later.
+    pub fn enter(
+        &mut self,
+        id: SessionId,
+        slot: u32,
+        asked: Asked,
+    ) -> Result<Option<Welcome>, ReplyError> {
+        let ask = last_ask(&[asked]);
+        if let Some(stream) = self.stream_mut(slot)
+            && stream.joining.contains_key(&id)
+        {
+            push_asked(&mut stream.joining, id, asked)?;
+            let key = stream.read_key(ask.recover);
+            self.read_stream(slot, key);
+            return Ok(None);
+        }
+        match self.entry(slot, ask) {
+            Entry::Now(welcome) => self.admit(id, slot, ask, welcome).map(Some),
+            Entry::Read(key) => {
+                self.add_pending(id);
+                self.join(id, slot, SmallVec::from_elem(asked, 1), key);
+                Ok(None)
+            }
+            Entry::Ahead | Entry::Unknown => Err(ReplyError::INTERNAL),
+        }
+    }
+
+    /// Subscribes a session, unless it wants all or nothing and can't have all.
+    pub fn admit(
+        &mut self,
+        id: SessionId,
+        slot: u32,
+        ask: Ask,
+        mut welcome: Welcome,
+    ) -> Result<Welcome, ReplyError> {
+        let room =
+            (self.node.config.outbox_bytes_max / 2).saturating_sub(self.hub.queued_bytes(id));
+        let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
+        welcome.fit_into(room, top);
+        if welcome.was_recovering {
+            let outcome = if welcome.recovered { Recovery::Recovered } else { Recovery::Lost };
+            self.node.metrics.shards[self.idx].recoveries[outcome as usize].add(1);
+        }
+        if ask.or_nothing && welcome.was_recovering && !welcome.recovered {
+            return Err(ReplyError::UNRECOVERABLE_POSITION);
+        }
+        self.hub.subscribe(id, slot);
+        Ok(welcome)
+    }
+
+    /// Notes that a session waits for a page.
+    pub fn join(&mut self, id: SessionId, slot: u32, asked: SmallVec<[Asked; 1]>, key: ReadKey) {
+        let Some(stream) = self.stream_mut(slot) else { return };
+        stream.joining.insert(id, asked);
+        if !std::mem::replace(&mut stream.is_pinned, true) {
+            self.hub.pin(slot);
+        }
+        self.read_stream(slot, key);
+    }
+
+    fn read_stream(&mut self, slot: u32, key: ReadKey) {
+        let Some(channel) = self.hub.channel_at(slot) else { return };
+        let Some(stream) = self.stream_mut(slot) else { return };
+        if stream.reads.contains(&key) {
+            return;
+        }
+        stream.reads.push(key);
+        let (id, ask) = (stream.id, stream.ask(&channel.name, key));
+        self.read_history(ask, Request::Stream { id, key });
+    }
+
+    /// Answers those who waited for this page; `None`: it couldn't be read.
+    pub fn on_stream_page(&mut self, id: ChannelId, key: ReadKey, page: Option<&Arc<HistoryPage>>) {
+        let Some(channel) = self.hub.channel(id) else { return };
+        let patience_ms = self.node.config.redis_timeout.as_millis() as u64;
+        let until_ms = self.now_ms + patience_ms;
+        let Some(stream) = self.stream_of(id) else { return };
+        stream.reads.retain(|read| *read != key);
+        if let Some(page) = page {
+            stream.on_page(&channel, page);
+        }
+        let waits = |(session, asked): (&SessionId, &SmallVec<[Asked; 1]>)| {
+            (stream.read_key(last_ask(asked).recover) == key).then_some(*session)
+        };
+        let waiting: Vec<SessionId> = stream.joining.iter().filter_map(waits).collect();
+        for session in waiting {
+            let Some(stream) = self.stream_of(id) else { return };
+            let Some(asked) = stream.joining.get(&session) else { continue };
+            match stream.answer(last_ask(asked).recover, page) {
+                Entry::Ahead => stream.ahead.push((session, until_ms)),
+                Entry::Now(welcome) => self.admit_joining(id, session, Ok(welcome)),
+                Entry::Read(_) | Entry::Unknown => {
+                    self.admit_joining(id, session, Err(ReplyError::INTERNAL));
+                }
+            }
+        }
+        self.end_joining(id);
+    }
+
+    /// Those who knew more than had been delivered here: delivery has come to where they are, or it
+    /// takes too long.
+    fn admit_caught_up(&mut self, id: ChannelId) {
+        let now_ms = self.now_ms;
+        let Some(stream) = self.stream_of(id) else { return };
+        for (session, until_ms) in std::mem::take(&mut stream.ahead) {
+            let Some(stream) = self.stream_of(id) else { return };
+            let Some(asked) = stream.joining.get(&session) else { continue };
+            match stream.enter(last_ask(asked).recover) {
+                Entry::Now(welcome) => self.admit_joining(id, session, Ok(welcome)),
+                _ if now_ms >= until_ms => match stream.answer(last_ask(asked).recover, None) {
+                    Entry::Now(welcome) => self.admit_joining(id, session, Ok(welcome)),
+                    _ => self.admit_joining(id, session, Err(ReplyError::INTERNAL)),
+                },
+                _ => stream.ahead.push((session, until_ms)),
+            }
+        }
+        self.end_joining(id);
+    }
+
+    fn admit_joining(
+        &mut self,
+        id: ChannelId,
+        session: SessionId,
+        welcome: Result<Welcome, ReplyError>,
+    ) {
+        let Some(channel) = self.hub.channel(id) else { return };
+        let Some(asked) = self.stream_of(id).and_then(|stream| stream.joining.remove(&session))
+        else {
+            return;
+        };
+        // The pin goes with the last one, but not before all of this page are answered.
+        let is_wanted = is_wanted(&asked) && self.session(session).is_some();
+        let outcome = match welcome {
+            Ok(welcome) if is_wanted => self.admit(session, id.slot, last_ask(&asked), welcome),
+            outcome => outcome,
+        };
+        self.settle(session, id.slot, &channel.name, asked, outcome);
+    }
+
+    fn end_joining(&mut self, id: ChannelId) {
+        let Some(stream) = self.stream_of(id) else { return };
+        if stream.joining.is_empty() {
+            stream.forget_kept();
+            if std::mem::take(&mut stream.is_pinned) {
+                self.hub.unpin(id.slot);
+                self.release_emptied();
+            }
+        }
+    }
+
+    /// A raw session sees the newest publication first.
+    pub fn show_newest(&mut self, id: SessionId, slot: u32) {
+        let newest = self.stream(slot).and_then(|stream| stream.newest().cloned());
+        if let Some(frame) = newest.as_ref().and_then(|newest| newest.frame(Format::Raw)) {
+            self.hub.push_own(id, frame);
+        }
+    }
+
+    // --- the periodic check
+
+    /// Looks up streams of which nothing was heard for long.
+    pub fn check_streams(&mut self) {
+        let n_looked = self.streams.len().div_ceil(TICKS_PER_ROUND);
+        for _ in 0..n_looked {
+            self.checked_to = (self.checked_to + 1) % self.streams.len();
+            self.check_stream(self.checked_to as u32);
+        }
+    }
+
+    fn check_stream(&mut self, slot: u32) {
+        let now_ms = self.now_ms;
+        let Some(stream) = self.stream_mut(slot) else { return };
+        let id = stream.id;
+        if !stream.ahead.is_empty() {
+            self.admit_caught_up(id);
+        }
+        let may_ask = self.n_checks < CHECKS_MAX;
+        let Some(channel) = self.hub.channel(id) else { return };
+        let Some(stream) = self.stream_of(id) else { return };
+        let quiet_ms = QUIET_MS + u64::from(slot) % (QUIET_MS / 4);
+        let Some(asked_at) =
+            stream.position().filter(|_| may_ask && stream.is_due(now_ms, quiet_ms))
+        else {
+            return;
+        };
+        stream.put_off(now_ms, 0);
+        let ask = Stream::top(&channel.name);
+        self.n_checks += 1;
+        self.node.metrics.shards[self.idx].position_checks.add(1);
+        self.read_history(ask, Request::Check { id, asked_at });
+    }
+
+    /// Whether delivery has reached where the stream stands.
+    pub fn on_checked(
+        &mut self,
+        id: ChannelId,
+        asked_at: Position,
+        page: Option<&Arc<HistoryPage>>,
+    ) {
+        self.n_checks -= 1;
+        let now_ms = self.now_ms;
+        let (Some(page), Some(stream)) = (page, self.stream_of(id)) else { return };
+        if stream.is_level(asked_at, page.top) {
+            if stream.is_suspect() {
+                stream.put_off(now_ms, QUIET_MS + QUIET_MS / 4 - AGAIN_MS);
+            }
+            return;
+        }
+        self.node.metrics.shards[self.idx].gaps_behind.add(1);
+        self.on_gap(super::Gapped::Channel(id));
+    }
+}

@@ -1,0 +1,447 @@
+//! A channel's stream as this shard follows it: what a new subscriber is told, and what one that was
+//! away gets.
+//!
+//! Sans-I/O; owned by the shard's state, one for each open channel whose namespace has `recovery`.
+//! All subscribers of a channel on a shard see the same publications in the same order, so the position
+//! is the channel's, not each subscriber's, and the live check (client protocol, 11.4) is one comparison
+//! per publication.
+//!
+//! How "recovered" is proven: a client that names an epoch and an offset has recovered only if all
+//! publications from the next offset to the one that live delivery has reached here are at hand, each
+//! offset one more than the one before: from a page that was read after the client asked and, behind
+//! its end, from what came live since. Page, client and live delivery must be of one epoch; the brokers
+//! begin a new one whenever a stream may lack something (`broker/redis/lua/stream.lua`,
+//! `broker/memory`), so one epoch is one stream. From then on the live check sees that the next
+//! publication follows, and the periodic one that none stayed away.
+//!
+//! **Invariant:** `position` is that of the last publication that was delivered here, or the stream's
+//! as it was before the first; `None` after a gap, until the next publication or page.
+//! **Invariant:** while somebody joins, `kept` holds what was delivered since the oldest read began,
+//! or a run that doesn't reach back so far: then nothing is claimed.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::hub::SessionId;
+use super::waiting::Waiters;
+use crate::broker::{Audience, HistoryAsk, HistoryPage, Order, Stored};
+use crate::channel::{Channel, ChannelId};
+use crate::config::{Namespace, Recovery};
+use crate::position::{Epoch, Position};
+use crate::publication::Publication;
+
+/// How a publication stands to what was delivered before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    Follows,
+    /// It was delivered already.
+    Repeats,
+    /// Something is missing, or another stream begins.
+    Breaks,
+}
+
+/// From where a read was asked; `None`: only where the stream stands, or its newest publication.
+pub type ReadKey = Option<Position>;
+
+/// What one page, and what is kept beside it, may hold at the most.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub publications_max: usize,
+    pub bytes_max: usize,
+}
+
+/// What a subscriber is told of the stream that it joins.
+#[derive(Default)]
+pub struct Welcome {
+    pub recoverable: bool,
+    pub positioned: bool,
+    pub was_recovering: bool,
+    pub recovered: bool,
+    /// The stream's; after a recovery with the offset that the client had, from which it counts on.
+    pub at: Position,
+    pub missed: Missed,
+}
+
+/// Publications for a subscriber alone, in JSON.
+#[derive(Default)]
+pub enum Missed {
+    #[default]
+    Nothing,
+    /// Shared, and encoded once, by all who missed the same.
+    Page(Arc<HistoryPage>),
+    List(Vec<u8>),
+}
+
+/// What can be said to somebody who wants to join.
+pub enum Entry {
+    Now(Welcome),
+    /// Once this was read.
+    Read(ReadKey),
+    /// Its client knows more than has been delivered here: once that has caught up.
+    Ahead,
+    /// Where the stream stands can't be found out.
+    Unknown,
+}
+
+/// See the module.
+pub struct Stream {
+    pub id: ChannelId,
+    recovery: Recovery,
+    has_history: bool,
+    bounds: Bounds,
+    position: Option<Position>,
+    /// With [`Recovery::Cache`]: the newest publication, if it is known.
+    newest: Option<Arc<Publication>>,
+    /// There is no newest one to be read.
+    is_empty: bool,
+    /// Who waits for a read, and what each asked.
+    pub joining: Waiters,
+    /// The channel is kept open for them.
+    pub is_pinned: bool,
+    /// On their way.
+    pub reads: SmallVec<[ReadKey; 1]>,
+    /// Who is ahead, and until when it waits, milliseconds.
+    pub ahead: Vec<(SessionId, u64)>,
+    kept: Vec<Arc<Publication>>,
+    kept_bytes: usize,
+    /// When something was last heard of the stream, milliseconds.
+    heard_ms: u64,
+    /// The stream is there, and live delivery wasn't yet when that was read.
+    suspect: Option<Position>,
+}
+
+impl Stream {
+    /// `None`: the namespace has no recovery.
+    pub fn new(id: ChannelId, namespace: &Namespace, bounds: Bounds, now_ms: u64) -> Option<Self> {
+        (namespace.recovery != Recovery::Off).then(|| Self {
+            id,
+            recovery: namespace.recovery,
+            has_history: namespace.keep().is_some(),
+            bounds,
+            position: None,
+            newest: None,
+            is_empty: false,
+            joining: Waiters::default(),
+            is_pinned: false,
+            reads: SmallVec::new(),
+            ahead: Vec::new(),
+            kept: Vec::new(),
+            kept_bytes: 0,
+            heard_ms: now_ms,
+            suspect: None,
+        })
+    }
+
+    pub fn position(&self) -> Option<Position> {
+        self.position
+    }
+
+    pub fn newest(&self) -> Option<&Arc<Publication>> {
+        self.newest.as_ref()
+    }
+
+    /// Whether its subscribers rely on getting every publication.
+    pub fn is_positioned(&self) -> bool {
+        self.has_history
+    }
+
+    // --- live
+
+    /// The live check. A publication without a position passes.
+    pub fn next(&self, at: Position) -> Next {
+        match self.position {
+            Some(before) if at.offset > 0 => {
+                if at.epoch != before.epoch || at.offset > before.offset + 1 {
+                    Next::Breaks
+                } else if at.offset <= before.offset {
+                    Next::Repeats
+                } else {
+                    Next::Follows
+                }
+            }
+            _ => Next::Follows,
+        }
+    }
+
+    /// A publication was delivered.
+    pub fn on_delivered(&mut self, publication: &Arc<Publication>, now_ms: u64) {
+        if self.recovery == Recovery::Cache {
+            self.newest = Some(publication.clone());
+        }
+        if publication.position().offset == 0 {
+            return;
+        }
+        self.position = Some(publication.position());
+        self.heard_ms = now_ms;
+        if !self.joining.is_empty() {
+            self.keep(publication);
+        }
+    }
+
+    fn keep(&mut self, publication: &Arc<Publication>) {
+        let bytes = publication.payload_bytes();
+        if self.kept.len() >= self.bounds.publications_max
+            || self.kept_bytes + bytes > self.bounds.bytes_max
+        {
+            self.forget_kept();
+        }
+        self.kept_bytes += bytes;
+        self.kept.push(publication.clone());
+    }
+
+    /// Nobody joins any more, or what is kept doesn't reach far enough back.
+    pub fn forget_kept(&mut self) {
+        (self.kept, self.kept_bytes) = (Vec::new(), 0);
+    }
+
+    /// Something may be missing: what is known holds no longer.
+    pub fn on_gap(&mut self) {
+        (self.position, self.newest, self.suspect) = (None, None, None);
+        self.is_empty = false;
+        self.forget_kept();
+    }
+
+    // --- joining
+
+    /// What somebody can be told who wants to join now; `recover` is what its client knows.
+    pub fn enter(&self, recover: Option<Position>) -> Entry {
+        match self.recovery {
+            Recovery::Cache if self.must_look() => Entry::Read(None),
+            Recovery::Cache => Entry::Now(self.welcome_newest(recover)),
+            _ => match (self.position, recover) {
+                (None, key) => Entry::Read(key),
+                (Some(at), None) => Entry::Now(self.welcome(at)),
+                (Some(at), Some(since)) if !is_same_epoch(since, at) => Entry::Now(self.lost(at)),
+                (Some(at), Some(since)) if since.offset == at.offset => {
+                    Entry::Now(self.recovered(at, since, Missed::Nothing))
+                }
+                (Some(_), Some(since)) => Entry::Read(Some(since)),
+            },
+        }
+    }
+
+    fn must_look(&self) -> bool {
+        self.has_history && self.newest.is_none() && !self.is_empty
+    }
+
+    /// Which read answers somebody who asked for this.
+    pub fn read_key(&self, recover: Option<Position>) -> ReadKey {
+        recover.filter(|_| self.recovery == Recovery::Stream)
+    }
+
+    /// Asks only where a stream stands.
+    pub fn top(channel: &str) -> HistoryAsk {
+        HistoryAsk {
+            channel: channel.into(),
+            since: None,
+            order: Order::Forward,
+            limit: 0,
+            bytes_max: 0,
+        }
+    }
+
+    /// What is to be read for a key.
+    pub fn ask(&self, channel: &str, key: ReadKey) -> HistoryAsk {
+        let (order, limit) = match key {
+            Some(_) => (Order::Forward, self.bounds.publications_max),
+            None if self.recovery == Recovery::Cache => (Order::Reverse, 1),
+            None => return Self::top(channel),
+        };
+        // Of whatever epoch: where the stream stands is to be told in any case.
+        let since = key.map(|since| Position { offset: since.offset, epoch: Epoch::NONE });
+        let bytes_max = self.bounds.bytes_max;
+        HistoryAsk { channel: channel.into(), since, order, limit, bytes_max }
+    }
+
+    /// A page came.
+    pub fn on_page(&mut self, channel: &Arc<Channel>, page: &HistoryPage) {
+        let is_first = self.position.is_none();
+        let at = *self.position.get_or_insert(page.top);
+        if self.recovery == Recovery::Cache && self.newest.is_none() {
+            let newest = page.publications.iter().find(|stored| stored.offset == page.top.offset);
+            match newest.filter(|_| is_first || at == page.top) {
+                Some(stored) => {
+                    let publication =
+                        Publication::at(channel.clone(), stored.body.clone(), page.top);
+                    self.newest = Some(Arc::new(publication));
+                }
+                None => self.is_empty = true,
+            }
+        }
+    }
+
+    /// What somebody who waited for a page can be told; without one it couldn't be read.
+    pub fn answer(&self, recover: Option<Position>, page: Option<&Arc<HistoryPage>>) -> Entry {
+        let Some(at) = self.position.or((!self.has_history).then(Position::default)) else {
+            return Entry::Unknown;
+        };
+        if self.recovery == Recovery::Cache {
+            return Entry::Now(self.welcome_newest(recover));
+        }
+        let Some(since) = recover else { return Entry::Now(self.welcome(at)) };
+        if is_same_epoch(since, at) && since.offset == at.offset {
+            return Entry::Now(self.recovered(at, since, Missed::Nothing));
+        }
+        let page = page.filter(|page| is_same_epoch(since, at) && page.top.epoch == at.epoch);
+        let Some(page) = page else { return Entry::Now(self.lost(at)) };
+        if since.offset > at.offset {
+            let is_real = since.offset <= page.top.offset;
+            return if is_real { Entry::Ahead } else { Entry::Now(self.lost(at)) };
+        }
+        match self.missed(since, at, page) {
+            Some(missed) => Entry::Now(self.recovered(at, since, missed)),
+            None => Entry::Now(self.lost(at)),
+        }
+    }
+
+    /// Everything after `since`, up to `at`; `None` if that isn't at hand.
+    fn missed(&self, since: Position, at: Position, page: &Arc<HistoryPage>) -> Option<Missed> {
+        let from_page =
+            page.publications.iter().take_while(|stored| stored.offset <= at.offset).count();
+        let mut reached = since.offset;
+        let mut follows = |offset: u64| {
+            let follows = offset == reached + 1;
+            reached = offset;
+            follows
+        };
+        if !page.publications[..from_page].iter().all(|stored| follows(stored.offset)) {
+            return None;
+        }
+        let end_of_page =
+            page.publications[..from_page].last().map_or(since.offset, |it| it.offset);
+        let is_behind = |it: &&Arc<Publication>| it.position().offset > end_of_page;
+        let kept: Vec<&Arc<Publication>> = self.kept.iter().filter(is_behind).collect();
+        if !kept.iter().all(|publication| follows(publication.position().offset))
+            || reached != at.offset
+        {
+            return None;
+        }
+        let bytes_max = 2 * self.bounds.bytes_max;
+        if kept.is_empty() && from_page == page.publications.len() {
+            return page.client_json(bytes_max).is_whole.then(|| Missed::Page(page.clone()));
+        }
+        let kept = kept.into_iter().map(|publication| Arc::new(Stored::of(publication)));
+        let all = page.publications[..from_page].iter().cloned().chain(kept).collect();
+        let listed = HistoryPage::new(at, all).to_json(Audience::Client, bytes_max);
+        listed.is_whole.then_some(Missed::List(listed.json))
+    }
+
+    fn welcome(&self, at: Position) -> Welcome {
+        Welcome { recoverable: true, positioned: true, at, ..Welcome::default() }
+    }
+
+    fn lost(&self, at: Position) -> Welcome {
+        Welcome { was_recovering: true, ..self.welcome(at) }
+    }
+
+    fn recovered(&self, at: Position, since: Position, missed: Missed) -> Welcome {
+        let at = Position { offset: since.offset, epoch: at.epoch };
+        Welcome { was_recovering: true, recovered: true, missed, ..self.welcome(at) }
+    }
+
+    /// Client protocol, 11.5: the newest publication, unless the client has it.
+    fn welcome_newest(&self, recover: Option<Position>) -> Welcome {
+        let at = self.position.unwrap_or_default();
+        let welcome = Welcome {
+            recoverable: true,
+            positioned: self.has_history,
+            was_recovering: recover.is_some(),
+            at,
+            ..Welcome::default()
+        };
+        let has = |at: Position| {
+            recover.is_some_and(|since| {
+                since.offset > 0 && since.offset == at.offset && is_same_epoch(since, at)
+            })
+        };
+        let Some(newest) = &self.newest else {
+            return Welcome { recovered: has(at), ..welcome };
+        };
+        let recovered = Welcome { was_recovering: true, recovered: true, ..welcome };
+        if has(newest.position()) {
+            return recovered;
+        }
+        let page = HistoryPage::new(at, vec![Arc::new(Stored::of(newest))]);
+        let listed = page.to_json(Audience::Client, usize::MAX);
+        if listed.n_listed == 0 {
+            return Welcome { recovered: false, ..recovered };
+        }
+        // The publication brings its own offset, if it has one.
+        let offset = if newest.position().offset > 0 { 0 } else { at.offset };
+        let at = Position { offset, epoch: at.epoch };
+        Welcome { at, missed: Missed::List(listed.json), ..recovered }
+    }
+
+    // --- the periodic check
+
+    /// Whether it is to be looked up where the stream stands.
+    pub fn is_due(&self, now_ms: u64, quiet_ms: u64) -> bool {
+        self.has_history && self.position.is_some() && now_ms >= self.heard_ms + quiet_ms
+    }
+
+    /// It is looked up, or will be again so many milliseconds before the usual time.
+    pub fn put_off(&mut self, now_ms: u64, by_ms: u64) {
+        self.heard_ms = now_ms.saturating_sub(by_ms);
+    }
+
+    /// Compares with where the stream stood when delivery had reached `asked_at`. False: something
+    /// stayed away. What is only further may be on its way: true, until it is seen again.
+    pub fn is_level(&mut self, asked_at: Position, top: Position) -> bool {
+        let Some(at) = self.position else { return true };
+        if top.epoch != at.epoch {
+            // A new stream whose first publication is on its way is told from one that lost it by the
+            // same patience.
+            return !self.is_still(top);
+        }
+        if top.offset < asked_at.offset {
+            return false;
+        }
+        if top.offset <= at.offset {
+            self.suspect = None;
+            return true;
+        }
+        !self.is_still(top)
+    }
+
+    /// Whether that had been seen before, and live delivery still isn't there.
+    fn is_still(&mut self, top: Position) -> bool {
+        let before = self.suspect.replace(top);
+        before.is_some_and(|before| {
+            before.epoch == top.epoch
+                && self
+                    .position
+                    .is_some_and(|at| at.epoch != top.epoch || at.offset < before.offset)
+        })
+    }
+
+    pub fn is_suspect(&self) -> bool {
+        self.suspect.is_some()
+    }
+}
+
+/// A client that names no epoch means whatever stream there is.
+fn is_same_epoch(since: Position, at: Position) -> bool {
+    since.epoch.is_none() || since.epoch == at.epoch
+}
+
+impl Welcome {
+    /// A catch-up that doesn't fit beside what is queued already isn't one: said once, instead of a
+    /// client that is cut, comes back, and is cut again.
+    pub fn fit_into(&mut self, room: usize, top: Position) {
+        if self.missed.json().len() > room {
+            (self.recovered, self.missed, self.at) = (false, Missed::Nothing, top);
+        }
+    }
+}
+
+impl Missed {
+    /// From a `PublicationList`; empty: nothing.
+    pub fn json(&self) -> &[u8] {
+        match self {
+            Missed::Nothing => b"",
+            Missed::Page(page) => &page.client_json(0).json,
+            Missed::List(json) => json,
+        }
+    }
+}

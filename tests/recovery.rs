@@ -1,0 +1,180 @@
+//! Promise: who subscribes to a stream is told where it stands; who was away gets all that it missed,
+//! or is told that it can't; and a channel that serves its newest value does so at once.
+
+mod common;
+
+use common::SOON;
+use common::cf::{Cf, subscribe};
+use common::past::{At, Place, offsets, publish, publish_each, recover, result};
+use serde_json::{Value, json};
+
+/// Runs a contract on both brokers.
+fn on_both(contract: impl Fn(&Place)) {
+    contract(&Place::memory());
+    contract(&Place::redis());
+}
+
+#[track_caller]
+fn subscribed(cf: &mut Cf, command: Value) -> Value {
+    let reply = cf.command(command);
+    assert!(reply["subscribe"].is_object(), "{reply}");
+    reply["subscribe"].clone()
+}
+
+/// Waits until what was published has come to the node of a subscriber.
+#[track_caller]
+fn see(cf: &mut Cf, offset: u64) {
+    while cf.next_pub(SOON).expect("delivered").body["offset"] != json!(offset) {}
+}
+
+#[test]
+fn a_subscriber_is_told_where_the_stream_stands() {
+    on_both(|place| {
+        let mut first = Cf::connect(&place.a);
+        let empty = subscribed(&mut first, subscribe("r:a"));
+        let epoch = empty["epoch"].as_str().expect("an epoch").to_owned();
+        assert_eq!(empty, json!({ "recoverable": true, "positioned": true, "epoch": epoch }));
+        let top = publish_each(&place.a, "r:a", 1..=3);
+        assert_eq!(top.epoch, epoch);
+        see(&mut first, 3);
+        let expected =
+            json!({ "recoverable": true, "positioned": true, "epoch": epoch, "offset": 3 });
+        // At once where the stream is followed already, after a look into Redis elsewhere.
+        for hub in [&place.a, place.b()] {
+            let mut cf = Cf::connect(hub);
+            assert_eq!(subscribed(&mut cf, subscribe("r:a")), expected);
+            assert_eq!(cf.command(subscribe("r:a"))["error"]["code"], 105);
+        }
+        let mut other = Cf::connect(&place.a);
+        assert_eq!(subscribed(&mut other, subscribe("h:a")), json!({}), "without recovery");
+    });
+}
+
+#[test]
+fn who_was_away_gets_what_it_missed() {
+    on_both(|place| {
+        let at = publish_each(&place.a, "r:a", 1..=4);
+        publish_each(&place.a, "r:a", 5..=9);
+        for hub in [&place.a, place.b()] {
+            let mut cf = Cf::connect(hub);
+            let reply = subscribed(&mut cf, recover("r:a", &at));
+            let missed: Vec<Value> = (5..=9).map(|n| json!({ "data": n, "offset": n })).collect();
+            let expected = json!({
+                "recoverable": true, "positioned": true, "epoch": at.epoch, "offset": 4,
+                "recovered": true, "was_recovering": true, "publications": missed,
+            });
+            assert_eq!(reply, expected);
+            // Nothing was missed; without an epoch, as the SDKs ask after an empty stream.
+            for epoch in [at.epoch.as_str(), ""] {
+                let mut cf = Cf::connect(hub);
+                let at = At { offset: 9, epoch: epoch.to_owned() };
+                let reply = subscribed(&mut cf, recover("r:a", &at));
+                let expected = json!({
+                    "recoverable": true, "positioned": true, "epoch": top_epoch(&reply),
+                    "offset": 9, "recovered": true, "was_recovering": true,
+                });
+                assert_eq!(reply, expected);
+            }
+        }
+        let mut cf = Cf::connect(place.b());
+        subscribed(&mut cf, recover("r:a", &at));
+        publish(&place.a, "r:a", 10);
+        assert_eq!(cf.next_pub(SOON).expect("live goes on").body["offset"], 10);
+    });
+}
+
+fn top_epoch(reply: &Value) -> String {
+    reply["epoch"].as_str().expect("an epoch").to_owned()
+}
+
+#[test]
+fn what_can_not_be_recovered_is_said_to_be_lost() {
+    on_both(|place| {
+        let start = publish(&place.a, "r:a", 1);
+        let top = publish_each(&place.a, "r:a", 2..=12);
+        // 10 are kept: 3 to 12.
+        let expected = json!({
+            "recoverable": true, "positioned": true, "was_recovering": true,
+            "epoch": top.epoch, "offset": 12,
+        });
+        let lost = [
+            At { offset: 1, ..top.clone() },
+            At { offset: 0, ..top.clone() },
+            At { offset: 13, ..top.clone() },
+            At { offset: u64::MAX, ..top.clone() },
+            At { offset: 12, epoch: "abcdefgh".to_owned() },
+            At { offset: 12, epoch: "garbage \u{e9}".to_owned() },
+            start,
+        ];
+        for at in lost {
+            let mut cf = Cf::connect(place.b());
+            assert_eq!(subscribed(&mut cf, recover("r:a", &at)), expected, "{at:?}");
+            let mut command = recover("r:a", &at);
+            command["subscribe"]["flag"] = json!(3);
+            let mut cf = Cf::connect(place.b());
+            assert_eq!(cf.command(command)["error"]["code"], 112, "{at:?}");
+            // Refused, so it isn't subscribed.
+            subscribed(&mut cf, subscribe("r:a"));
+        }
+        let mut cf = Cf::connect(place.b());
+        let reply = subscribed(&mut cf, recover("r:a", &At { offset: 2, ..top.clone() }));
+        assert_eq!(offsets(&reply), (3..=12).collect::<Vec<u64>>(), "all that is kept");
+        result(&place.a, "history_remove", json!({ "channel": "r:a" }));
+        let mut cf = Cf::connect(place.b());
+        let reply = subscribed(&mut cf, recover("r:a", &At { offset: 5, ..top.clone() }));
+        assert_eq!(reply, expected, "removed");
+    });
+}
+
+#[test]
+fn a_channel_shows_its_newest_value() {
+    on_both(|place| {
+        for channel in ["c:a", "plain:a"] {
+            let mut early = Cf::connect(place.b());
+            let reply = subscribed(&mut early, subscribe(channel));
+            assert_eq!(reply["recovered"], Value::Null, "{channel}: {reply}");
+            for n in 1..=3 {
+                result(&place.a, "publish", json!({ "channel": channel, "data": n }));
+            }
+            while early.next_pub(SOON).expect("delivered").data != "3" {}
+            let mut late = Cf::connect(place.b());
+            let reply = subscribed(&mut late, subscribe(channel));
+            assert_eq!(reply["publications"][0]["data"], 3, "{channel}: {reply}");
+            assert_eq!(reply["publications"].as_array().map(Vec::len), Some(1), "{reply}");
+            assert_eq!(
+                (&reply["recovered"], &reply["was_recovering"]),
+                (&json!(true), &json!(true))
+            );
+            result(&place.a, "publish", json!({ "channel": channel, "data": 4 }));
+            assert_eq!(late.next_pub(SOON).expect("live goes on").data, "4");
+        }
+        // One that nobody here had: only what history holds is known.
+        result(&place.a, "publish", json!({ "channel": "c:b", "data": 7 }));
+        let mut cf = Cf::connect(place.b());
+        let reply = subscribed(&mut cf, subscribe("c:b"));
+        assert_eq!(
+            reply["publications"],
+            json!([{ "data": 7, "offset": 1, "epoch": top_epoch(&reply) }])
+        );
+        let at = At { offset: 1, epoch: top_epoch(&reply) };
+        let mut again = Cf::connect(&place.a);
+        let reply = subscribed(&mut again, recover("c:b", &at));
+        assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &Value::Null));
+    });
+}
+
+#[test]
+fn a_stream_that_begins_anew_is_told_to_all() {
+    let place = Place::redis();
+    let mut cf = Cf::connect(&place.a);
+    subscribed(&mut cf, subscribe("r:a"));
+    let top = publish_each(&place.a, "r:a", 1..=5);
+    see(&mut cf, 5);
+    place.server().command(&["FLUSHALL"]);
+    let new = publish_each(place.b(), "r:a", 1..=6);
+    assert_ne!(new.epoch, top.epoch);
+    let push = cf.next_push(SOON).expect("the subscriber is told");
+    assert_eq!(push["push"]["unsubscribe"]["code"], 2500, "{push}");
+    let reply = subscribed(&mut cf, recover("r:a", &top));
+    assert_eq!((&reply["recovered"], &reply["epoch"]), (&Value::Null, &json!(new.epoch)));
+}
