@@ -91,7 +91,7 @@ fn builder(namespaces: &tempfile::NamedTempFile) -> Builder {
     Hub::builder().env("HUB_CONFIG", namespaces.path().display())
 }
 
-fn namespaces() -> tempfile::NamedTempFile {
+pub fn namespaces() -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(NAMESPACES.as_bytes()).expect("written");
     file
