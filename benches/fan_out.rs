@@ -80,7 +80,7 @@ fn many_channels(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fan_out, 10000 sessions over");
     for n_channels in [10, 1000, 10_000] {
         let mut crowd = Crowd::new(N_SESSIONS, n_channels, |_| 0);
-        let publications: Vec<Publication> = crowd
+        let publications: Vec<Arc<Publication>> = crowd
             .channels
             .iter()
             .map(|(_, channel)| common::publication(channel, PAYLOAD_BYTES))

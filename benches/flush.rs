@@ -74,7 +74,8 @@ fn timed(
 }
 
 fn flush(criterion: &mut Criterion) {
-    let publication: Publication = common::publication(&Arc::new(Channel::new("prices:0")), 128);
+    let publication: Arc<Publication> =
+        common::publication(&Arc::new(Channel::new("prices:0")), 128);
     let frame = publication.frame(Format::Raw).unwrap();
     let mut peers = Peers::new();
     let fds: Vec<i32> = peers.ours.iter().map(|stream| stream.as_raw_fd()).collect();

@@ -144,6 +144,8 @@ pub struct ShardMetrics {
     pub position_checks: Count,
     pub gaps_offset: Count,
     pub gaps_behind: Count,
+    /// Publications that a subscriber never got because a newer one took their place.
+    pub conflated: Count,
     pub panics: SharedCount,
     closes: [Count; CLOSE_CODES.len() + 1],
     /// When the shard last answered the broker's ping, milliseconds since the node's start.

@@ -18,8 +18,8 @@ pub fn payload(n_bytes: usize) -> Vec<u8> {
     out
 }
 
-pub fn publication(channel: &Arc<Channel>, payload_bytes: usize) -> Publication {
-    Publication::new(channel.clone(), Body::plain(payload(payload_bytes)))
+pub fn publication(channel: &Arc<Channel>, payload_bytes: usize) -> Arc<Publication> {
+    Arc::new(Publication::new(channel.clone(), Body::plain(payload(payload_bytes))))
 }
 
 /// A hub, its channels and its sessions; the nth session has the channel `n % n_channels`.

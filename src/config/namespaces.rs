@@ -50,6 +50,8 @@ pub enum Access {
 pub enum SlowConsumer {
     /// Close 3008.
     Disconnect,
+    /// It gets the newest publication only, once its socket has room.
+    Conflate,
 }
 
 /// What happens to the subscribers of a channel without positions after a gap inside the node.
@@ -83,6 +85,8 @@ pub struct Namespace {
     pub history_size: usize,
     pub history_ttl: Duration,
     pub recovery: Recovery,
+    /// Publications of a channel a second, at the most; `None`: as they come.
+    pub max_rate: Option<u32>,
 }
 
 /// How much of a channel's stream is kept.
@@ -114,6 +118,7 @@ impl Default for Namespace {
             history_size: 0,
             history_ttl: Duration::ZERO,
             recovery: Recovery::Off,
+            max_rate: None,
         }
     }
 }
@@ -278,17 +283,26 @@ impl Reading<'_> {
 
     /// What isn't kept can't be had again.
     fn check_recovery(&mut self, name: &str, table: &DeTable<'_>, namespace: &Namespace) {
-        let has = |key: &str| table.iter().find(|(given, _)| given.get_ref() == key);
-        if namespace.recovery != Recovery::Stream
-            || namespace.history_size > 0
-            || has("history_size").is_some_and(|(_, value)| !is_zero(value.get_ref()))
-        {
+        if namespace.recovery != Recovery::Stream {
             return;
         }
+        let has = |key: &str| table.iter().find(|(given, _)| given.get_ref() == key);
         let at = has("recovery").map(|(_, value)| value.span().start);
-        let name = shown(name);
-        let complaint = format!("namespaces.{name}.recovery = \"stream\" needs history_size");
-        self.blame(at, complaint);
+        let path = format!("namespaces.{}.recovery = \"stream\"", shown(name));
+        let is_given = has("history_size").is_some_and(|(_, value)| !is_zero(value.get_ref()));
+        if namespace.history_size == 0 && !is_given {
+            self.blame(at, format!("{path} needs history_size"));
+        }
+        // They leave publications out, which is what such a channel promises not to do.
+        if namespace.slow_consumer == SlowConsumer::Conflate {
+            self.blame(
+                at,
+                format!("{path} and slow_consumer = \"conflate\" contradict each other"),
+            );
+        }
+        if namespace.max_rate.is_some() {
+            self.blame(at, format!("{path} and max_rate contradict each other"));
+        }
     }
 
     fn entry(&mut self, name: &str, key: &Key<'_>, value: &Value<'_>, into: &mut Namespace) {

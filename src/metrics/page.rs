@@ -68,7 +68,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 10] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 11] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -81,6 +81,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 10] = [
     }),
     ("repeated", "Publications that came again, or late, and were dropped.", |shard| {
         &shard.repeated
+    }),
+    ("conflated", "Publications whose place a newer one took, by subscriber.", |shard| {
+        &shard.conflated
     }),
     ("position_checks", "Streams compared with what was delivered.", |shard| {
         &shard.position_checks

@@ -1,4 +1,5 @@
-//! Cohorts: the sessions of a shard with one wire format and one set of channels.
+//! Cohorts: the sessions of a shard with one wire format and one set of channels. Those whose sockets
+//! are full are in a cohort of their own, if one of the channels conflates.
 //!
 //! Owned by the shard's hub; sans-I/O. A cohort is found by the hash of its set, which is the
 //! xor of its channels' random keys, so that adding or taking one channel costs one xor; the
@@ -8,6 +9,7 @@
 //! **Invariant:** a cohort has a member, except between its making and the join that follows,
 //! and except the two empty sets, which are kept.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ahash::{HashMap, RandomState};
@@ -41,9 +43,21 @@ pub struct ChannelRef {
     at: u32,
 }
 
+/// Where a frame of a channel begins in a log.
+#[derive(Clone, Copy)]
+pub struct Mark {
+    pub position: u64,
+    pub slot: u32,
+}
+
 /// See the module.
 pub struct Cohort {
     pub format: Format,
+    /// Its members' sockets are, or just were, full: see `conflate`.
+    pub is_conflating: bool,
+    /// It has a channel that conflates: its log has marks.
+    pub has_marks: bool,
+    pub marks: VecDeque<Mark>,
     set_hash: u64,
     /// Sorted by slot.
     pub channels: SmallVec<[ChannelRef; 2]>,
@@ -59,9 +73,12 @@ pub struct Cohort {
 }
 
 impl Cohort {
-    fn new(format: Format, set_hash: u64) -> Self {
+    fn new(format: Format, is_conflating: bool, set_hash: u64) -> Self {
         Self {
             format,
+            is_conflating,
+            has_marks: false,
+            marks: VecDeque::new(),
             set_hash,
             channels: SmallVec::new(),
             members: Vec::new(),
@@ -83,6 +100,7 @@ impl Cohort {
         if self.n_behind == 0 {
             let keep = self.members.len() >= KEEP_BUFFER_MEMBERS_MIN;
             self.log.clear(if keep { KEEP_BUFFER_BYTES_MAX } else { 0 });
+            self.marks.clear();
             self.trim_at = TRIM_BYTES_MIN;
         }
     }
@@ -90,13 +108,23 @@ impl Cohort {
     /// Frees what is before `oldest`, the least position of a member.
     pub fn trim(&mut self, oldest: u64) {
         self.log.trim(oldest);
+        let start = self.log.start();
+        while self.marks.front().is_some_and(|mark| mark.position < start) {
+            self.marks.pop_front();
+        }
         self.trim_at = TRIM_BYTES_MIN
             .max(self.members.len() * TRIM_BYTES_PER_MEMBER)
             .max(2 * self.log.bytes());
     }
 
-    fn is_set(&self, format: Format, mut slots: impl ExactSizeIterator<Item = u32>) -> bool {
+    fn is_set(
+        &self,
+        format: Format,
+        is_conflating: bool,
+        mut slots: impl ExactSizeIterator<Item = u32>,
+    ) -> bool {
         self.format == format
+            && self.is_conflating == is_conflating
             && self.channels.len() == slots.len()
             && self.channels.iter().all(|channel| slots.next() == Some(channel.slot))
     }
@@ -116,45 +144,65 @@ pub struct Cohorts {
 impl Cohorts {
     /// The cohort of sessions without a subscription.
     pub fn empty_set(&mut self, format: Format) -> u32 {
-        self.find_or_make(format, format_key(format), &[])
+        self.find_or_make(format, false, format_key(format), &[])
     }
 
     /// The cohort with the set of `cohort` and `slot`.
     pub fn with(&mut self, cohort: u32, slot: u32) -> u32 {
         let from = &self.cohorts[cohort as usize];
-        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
+        let (format, is_conflating) = (from.format, from.is_conflating);
+        let set_hash = from.set_hash ^ self.channels[slot as usize].key;
         let mut slots: SmallVec<[u32; 8]> =
             from.channels.iter().map(|channel| channel.slot).collect();
         let at = slots.partition_point(|other| *other < slot);
         slots.insert(at, slot);
-        self.find_or_make(format, set_hash, &slots)
+        self.find_or_make(format, is_conflating, set_hash, &slots)
     }
 
     /// The cohort with the set of `cohort` but `slot`.
     pub fn without(&mut self, cohort: u32, slot: u32) -> u32 {
         let from = &self.cohorts[cohort as usize];
-        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
+        let (format, is_conflating) = (from.format, from.is_conflating);
+        let set_hash = from.set_hash ^ self.channels[slot as usize].key;
         let slots: SmallVec<[u32; 8]> = from
             .channels
             .iter()
             .map(|channel| channel.slot)
             .filter(|other| *other != slot)
             .collect();
-        self.find_or_make(format, set_hash, &slots)
+        self.find_or_make(format, is_conflating, set_hash, &slots)
     }
 
-    fn find_or_make(&mut self, format: Format, set_hash: u64, slots: &[u32]) -> u32 {
+    /// The cohort of the same sessions' channels and format, conflating if this one isn't.
+    pub fn twin(&mut self, cohort: u32) -> u32 {
+        let from = &self.cohorts[cohort as usize];
+        let (format, is_conflating) = (from.format, !from.is_conflating);
+        let set_hash = from.set_hash ^ CONFLATING_KEY;
+        let slots: SmallVec<[u32; 8]> = from.channels.iter().map(|channel| channel.slot).collect();
+        self.find_or_make(format, is_conflating, set_hash, &slots)
+    }
+
+    fn find_or_make(
+        &mut self,
+        format: Format,
+        is_conflating: bool,
+        set_hash: u64,
+        slots: &[u32],
+    ) -> u32 {
         let found = self.by_set.get(&set_hash).and_then(|candidates| {
-            let is_it =
-                |idx: &&u32| self.cohorts[**idx as usize].is_set(format, slots.iter().copied());
+            let is_it = |idx: &&u32| {
+                let slots = slots.iter().copied();
+                self.cohorts[**idx as usize].is_set(format, is_conflating, slots)
+            };
             candidates.iter().find(is_it)
         });
         if let Some(idx) = found {
             return *idx;
         }
-        let mut cohort = Cohort::new(format, set_hash);
+        let mut cohort = Cohort::new(format, is_conflating, set_hash);
         let idx = self.cohorts.vacant_key() as u32;
         for slot in slots {
+            cohort.has_marks |= !is_conflating && self.channels[*slot as usize].conflates;
             let list = &mut self.channels[*slot as usize].cohorts;
             cohort.channels.push(ChannelRef { slot: *slot, at: list.len() as u32 });
             list.push(CohortRef { cohort: idx });
@@ -166,7 +214,8 @@ impl Cohorts {
 
     /// Forgets a cohort without members. Channels without another cohort are closed.
     pub fn remove(&mut self, idx: u32) {
-        if self.cohorts[idx as usize].channels.is_empty() {
+        let cohort = &self.cohorts[idx as usize];
+        if cohort.channels.is_empty() && !cohort.is_conflating {
             return; // The empty sets are kept: every new session starts in one.
         }
         let cohort = self.cohorts.remove(idx as usize);
@@ -198,6 +247,8 @@ impl Cohorts {
                 generation: 0,
                 key: 0,
                 n_pins: 0,
+                conflates: false,
+                newest: None,
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -208,6 +259,8 @@ impl Cohorts {
             generation: id.generation,
             key,
             n_pins: 0,
+            conflates: false,
+            newest: None,
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -225,6 +278,7 @@ impl Cohorts {
             && let Some(channel) = entry.channel.take()
         {
             entry.cohorts = Vec::new();
+            entry.newest = None;
             self.n_open -= 1;
             self.emptied.push((ChannelId { slot, generation: entry.generation }, channel));
         }
@@ -235,6 +289,9 @@ impl Cohorts {
         entry.cohorts.iter().map(|cohort| self.cohorts[cohort.cohort as usize].members.len()).sum()
     }
 }
+
+/// Tells a conflating set from its twin.
+const CONFLATING_KEY: u64 = 0xd1b5_4a32_d192_ed03;
 
 fn format_key(format: Format) -> u64 {
     (format as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -255,6 +312,7 @@ mod tests {
                 prop_assert!(!cohort.members.is_empty() || cohort.channels.is_empty());
                 prop_assert!(cohort.channels.is_sorted_by(|a, b| a.slot < b.slot));
                 let mut set_hash = format_key(cohort.format);
+                set_hash ^= if cohort.is_conflating { CONFLATING_KEY } else { 0 };
                 for ChannelRef { slot, at } in &cohort.channels {
                     let entry = &self.channels[*slot as usize];
                     prop_assert_eq!(entry.cohorts[*at as usize].cohort, idx);

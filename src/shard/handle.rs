@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use super::hub::{Queued, SessionId};
@@ -35,6 +35,9 @@ use crate::publication::Format;
 /// however many, the walk gets its share.
 const INPUT_TIME_MAX: Duration = Duration::from_micros(100);
 
+/// `max_rate` holds nothing back for longer.
+const HELD_MAX: Duration = Duration::from_secs(1);
+
 /// One shard, on its thread.
 pub struct Shard {
     pub node: Arc<Node>,
@@ -44,6 +47,8 @@ pub struct Shard {
     loop_waker: RefCell<Option<Waker>>,
     /// Spent on input since the loop's last turn.
     input_time: Cell<Duration>,
+    /// Something is held back by `max_rate`.
+    pub(super) is_held: Notify,
     stopped: Cell<bool>,
     broken: Cell<bool>,
     /// Connections that aren't upgraded.
@@ -61,6 +66,7 @@ impl Shard {
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
             input_time: Cell::new(Duration::ZERO),
+            is_held: Notify::new(),
             stopped: Cell::new(false),
             broken: Cell::new(false),
             handshakes: Handshakes::new(handshakes_max),
@@ -161,13 +167,20 @@ impl Shard {
     pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
         match event {
             ShardEvent::Publication { channel, publication } => {
-                return self.state.borrow_mut().on_publication(channel, &publication);
+                let mut state = self.state.borrow_mut();
+                let queued_bytes = state.on_publication(channel, &publication);
+                if queued_bytes == 0 && state.paces.next_due().is_some() {
+                    self.is_held.notify_one();
+                }
+                return queued_bytes;
             }
             ShardEvent::Accepted(accepted) => {
                 self.spawn(crate::http::serve(self.clone(), *accepted));
             }
             ShardEvent::Drain { spread_ms } => {
                 let mut state = self.state.borrow_mut();
+                // What is held goes out now: it is due when nobody is there any more.
+                state.show_due(Instant::now() + HELD_MAX);
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
@@ -191,6 +204,15 @@ impl Shard {
         self.metrics().http_connections.set(self.handshakes.n_open() as u64);
         drop(state);
         self.flush_door();
+        self.wake_loop();
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.state.borrow().paces.next_due()
+    }
+
+    pub(super) fn show_due(&self) {
+        self.state.borrow_mut().show_due(Instant::now());
         self.wake_loop();
     }
 

@@ -19,7 +19,8 @@
 
 use std::sync::Arc;
 
-use super::cohort::{Cohort, CohortRef, Cohorts};
+use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
+use super::conflate::Behind;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
@@ -80,6 +81,8 @@ pub struct Totals {
     pub dropped_frames: u64,
     /// Publications a format couldn't carry, one per cohort.
     pub skipped: u64,
+    /// Publications that a session will never get, because a newer one of the channel took their place.
+    pub conflated: u64,
 }
 
 const TAKEN: u8 = 1;
@@ -96,17 +99,19 @@ const CUT_SHORT: u8 = 16;
 /// Bytes of one write at the most: a long backlog must not keep the shard from the others.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
-struct Own {
-    outbox: Outbox,
+pub(super) struct Own {
+    pub outbox: Outbox,
     position: u64,
 }
 
 /// The hot part of a session.
-struct Seat {
-    position: u64,
+pub(super) struct Seat {
+    pub position: u64,
     own: Option<Box<Own>>,
+    /// While it is in a conflating cohort.
+    pub behind: Option<Box<Behind>>,
     fd: i32,
-    cohort: u32,
+    pub cohort: u32,
     member_at: u32,
     generation: u32,
     flags: u8,
@@ -117,6 +122,7 @@ impl Seat {
         Self {
             position: 0,
             own: None,
+            behind: None,
             fd: -1,
             cohort: u32::MAX,
             member_at: 0,
@@ -128,6 +134,19 @@ impl Seat {
     fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+
+    /// The socket took so many bytes of each.
+    fn advance(&mut self, from_own: usize, from_log: usize) {
+        if let Some(own) = self.own.as_mut() {
+            own.position += from_own as u64;
+            if own.position == own.outbox.end() {
+                self.own = None;
+            } else {
+                own.outbox.trim(own.position);
+            }
+        }
+        self.position += from_log as u64;
+    }
 }
 
 pub(super) struct ChannelSlot {
@@ -135,17 +154,21 @@ pub(super) struct ChannelSlot {
     pub key: u64,
     /// Open without a cohort too: somebody is about to subscribe.
     pub n_pins: u32,
+    /// See `conflate`.
+    pub conflates: bool,
+    /// While it conflates: the newest that was published here.
+    pub newest: Option<Arc<Publication>>,
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
 }
 
 /// See the module.
 pub struct Hub {
-    seats: Vec<Seat>,
+    pub(super) seats: Vec<Seat>,
     free: Vec<u32>,
     n_sessions: usize,
     n_subscriptions: usize,
-    cohorts: Cohorts,
+    pub(super) cohorts: Cohorts,
     dirty: DirtySet,
     outbox_bytes_max: usize,
     pub totals: Totals,
@@ -169,13 +192,16 @@ impl Hub {
 
     /// Fans a publication out to its subscribers' logs. Returns the frame bytes that were
     /// queued, counted once per cohort.
-    pub fn publish(&mut self, id: ChannelId, publication: &Publication) -> usize {
+    pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let Some(slot) =
-            channels.get(id.slot as usize).filter(|slot| slot.generation == id.generation)
+            channels.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)
         else {
             return 0;
         };
+        if slot.conflates {
+            slot.newest = Some(publication.clone());
+        }
         let mut queued_bytes = 0;
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
@@ -183,6 +209,17 @@ impl Hub {
                 self.totals.skipped += 1;
                 continue;
             };
+            if cohort.is_conflating && slot.conflates {
+                self.totals.deliveries += cohort.members.len() as u64;
+                for member in &cohort.members {
+                    let behind = self.seats[*member as usize].behind.get_or_insert_default();
+                    self.totals.conflated += u64::from(!behind.note(id.slot));
+                }
+                continue;
+            }
+            if cohort.has_marks {
+                cohort.marks.push_back(Mark { position: cohort.log.end(), slot: id.slot });
+            }
             cohort.log.push(frame);
             cohort.last_frame_bytes = frame.len();
             cohort.n_behind = cohort.members.len();
@@ -224,8 +261,10 @@ impl Hub {
         if seat.flags & (TAKEN | HELD | LAGGING) != TAKEN {
             return self.visit_later(idx);
         }
-        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
+        let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
+        let cohort = &mut cohorts[seat.cohort as usize];
         cohort.all_dirty = false;
+        let (is_conflating, may_conflate) = (cohort.is_conflating, cohort.has_marks);
         let end = cohort.log.end();
         let was_behind = seat.position < end;
         let visit = loop {
@@ -233,6 +272,9 @@ impl Hub {
             let log: &[u8] =
                 if seat.position < end { cohort.log.chunk(seat.position) } else { &[] };
             if own.is_empty() && log.is_empty() {
+                if is_conflating && seat.queue_newest(channels, cohort.format, &mut self.totals) {
+                    continue;
+                }
                 seat.flags &= !CUT_SHORT;
                 break if seat.is(CLOSING) { Visit::Closed } else { Visit::CaughtUp };
             }
@@ -252,16 +294,7 @@ impl Hub {
             match sent {
                 Sent::Bytes(n) => {
                     self.totals.sent_bytes += n as u64;
-                    let from_own = n.min(own_bytes);
-                    if let Some(own) = seat.own.as_mut() {
-                        own.position += from_own as u64;
-                        if own.position == own.outbox.end() {
-                            seat.own = None;
-                        } else {
-                            own.outbox.trim(own.position);
-                        }
-                    }
-                    seat.position += (n - from_own) as u64;
+                    seat.advance(n.min(own_bytes), n.saturating_sub(own_bytes));
                     let wanted =
                         if own_bytes == own_rest { own_bytes + log_bytes } else { own_bytes };
                     if n < wanted {
@@ -281,6 +314,11 @@ impl Hub {
         };
         if was_behind && seat.position == end {
             cohort.on_caught_up();
+        }
+        match visit {
+            Visit::Full if may_conflate => self.start_conflating(idx),
+            Visit::CaughtUp if is_conflating => self.end_conflating(idx),
+            _ => {}
         }
         visit
     }
@@ -397,8 +435,9 @@ impl Hub {
         if self.is_closing(id) {
             return;
         }
-        if queued == Queued::Drop {
-            self.drop_queued(id.idx);
+        match queued {
+            Queued::Drop => self.drop_queued(id.idx),
+            Queued::Flush => self.settle_all_behind(id.idx),
         }
         let format = self.cohort_of(id.idx).format;
         let empty = self.cohorts.empty_set(format);
@@ -481,6 +520,7 @@ impl Hub {
         if self.seat(id).is_none() || !self.is_subscribed(id, slot) {
             return false;
         }
+        self.settle_behind(id.idx, slot);
         let cohort = self.cohorts.without(self.seats[id.idx as usize].cohort, slot);
         self.move_to(id.idx, cohort);
         true
@@ -550,7 +590,7 @@ impl Hub {
             .filter(|seat| seat.is(TAKEN) && seat.generation == id.generation)
     }
 
-    fn cohort_of(&self, idx: u32) -> &Cohort {
+    pub(super) fn cohort_of(&self, idx: u32) -> &Cohort {
         &self.cohorts.cohorts[self.seats[idx as usize].cohort as usize]
     }
 
@@ -571,7 +611,7 @@ impl Hub {
     }
 
     /// Takes the rest of a log frame that was written in part to the own outbox.
-    fn keep_partial(&mut self, idx: u32) {
+    pub(super) fn keep_partial(&mut self, idx: u32) {
         let seat = &mut self.seats[idx as usize];
         if seat.own.is_some() || !seat.is(CUT_SHORT) {
             return;
@@ -591,7 +631,7 @@ impl Hub {
     }
 
     /// Moves a session to another cohort; what is pending in the old log goes along.
-    fn move_to(&mut self, idx: u32, cohort: u32) {
+    pub(super) fn move_to(&mut self, idx: u32, cohort: u32) {
         let seat = &mut self.seats[idx as usize];
         if seat.cohort == cohort {
             return;
@@ -643,6 +683,7 @@ impl Hub {
     fn drop_queued(&mut self, idx: u32) {
         self.keep_partial(idx);
         let seat = &mut self.seats[idx as usize];
+        self.totals.dropped_frames += seat.behind.take().map_or(0, |behind| behind.len()) as u64;
         if let Some(own) = seat.own.as_mut() {
             let boundary = own.outbox.boundary_from(own.position);
             self.totals.dropped_frames += own.outbox.cut(boundary) as u64;
@@ -659,7 +700,7 @@ impl Hub {
     }
 }
 
-fn own(seat: &mut Seat) -> &mut Own {
+pub(super) fn own(seat: &mut Seat) -> &mut Own {
     seat.own.get_or_insert_with(|| Box::new(Own { outbox: Outbox::default(), position: 0 }))
 }
 

@@ -11,11 +11,13 @@
 mod access;
 mod cohort;
 mod commands;
+mod conflate;
 mod dirty;
 mod event;
 mod handle;
 pub mod hub;
 mod outbox;
+mod pace;
 mod pause;
 pub mod reader;
 mod recovery;
@@ -219,6 +221,7 @@ impl Walk {
 async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let timer = PauseTimer::new();
     shard.spawn(sweep(shard.clone()));
+    shard.spawn(show_due(shard.clone()));
     let mut walk = Walk {
         cursor: 0,
         left: 0,
@@ -313,5 +316,23 @@ async fn sweep(shard: Rc<Shard>) {
     loop {
         ticks.tick().await;
         shard.on_tick();
+    }
+}
+
+/// Fans out what `max_rate` held back, when it is due.
+async fn show_due(shard: Rc<Shard>) {
+    loop {
+        let due = shard.next_due();
+        let sleep = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleep => shard.show_due(),
+            // Perhaps one that is due before.
+            () = shard.is_held.notified() => {}
+        }
     }
 }

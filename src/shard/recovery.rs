@@ -6,15 +6,18 @@
 //! `recovered: false`, once, never as a closed connection.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use super::hub::SessionId;
+use super::pace::Paced;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Next, ReadKey, Stream, Welcome};
 use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
 use crate::broker::HistoryPage;
 use crate::channel::ChannelId;
+use crate::config::SlowConsumer;
 use crate::metrics::Recovery;
 use crate::position::Position;
 use crate::protocol::ReplyError;
@@ -44,7 +47,14 @@ impl State {
 
     /// What a namespace says counts for channels that are opened from then on.
     pub fn open_stream(&mut self, id: ChannelId, name: &str, newest: Option<&Arc<Publication>>) {
-        let Some(namespace) = self.auth.namespaces().of(name) else { return };
+        let auth = self.auth.clone();
+        let Some(namespace) = auth.namespaces().of(name) else { return };
+        if namespace.slow_consumer == SlowConsumer::Conflate {
+            self.hub.conflate(id.slot);
+        }
+        if let Some(per_second) = namespace.max_rate {
+            self.paces.open(id, per_second, Instant::now());
+        }
         let config = &self.node.config;
         // Half the outbox: a catch-up must never be what makes its client a slow one.
         let bytes_max = config.outbox_bytes_max / 2;
@@ -52,7 +62,8 @@ impl State {
         let now_ms = self.now_ms;
         let Some(mut stream) = Stream::new(id, namespace, bounds, now_ms) else { return };
         if let Some(newest) = newest {
-            stream.on_delivered(newest, now_ms);
+            stream.on_came(newest, now_ms);
+            stream.on_shown(newest);
         }
         let at = id.slot as usize;
         if self.streams.len() <= at {
@@ -65,6 +76,7 @@ impl State {
         if let Some(stream) = self.streams.get_mut(slot as usize) {
             *stream = None;
         }
+        self.paces.close(slot);
     }
 
     // --- live
@@ -72,7 +84,7 @@ impl State {
     /// Fans a publication out, if it is what its stream goes on with. Returns the bytes queued.
     pub fn on_publication(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let Some(Some(stream)) = self.streams.get(id.slot as usize) else {
-            return self.hub.publish(id, publication);
+            return self.show(id, publication);
         };
         if stream.id != id {
             return 0;
@@ -88,15 +100,41 @@ impl State {
                 self.on_gap(super::Gapped::Channel(id));
             }
         }
-        let queued_bytes = self.hub.publish(id, publication);
         let now_ms = self.now_ms;
         // Gone if the gap took the last subscriber.
-        let Some(stream) = self.stream_of(id) else { return queued_bytes };
-        stream.on_delivered(publication, now_ms);
-        if !stream.ahead.is_empty() {
+        let Some(stream) = self.stream_of(id) else { return 0 };
+        stream.on_came(publication, now_ms);
+        let queued_bytes = self.show(id, publication);
+        if self.stream_of(id).is_some_and(|stream| !stream.ahead.is_empty()) {
             self.admit_caught_up(id);
         }
         queued_bytes
+    }
+
+    /// Fans a publication out, unless it is too early for its channel's `max_rate`.
+    fn show(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+        if let Paced::Held(replaced) = self.paces.offer(id, publication, Instant::now) {
+            if replaced {
+                self.hub.totals.conflated += self.hub.n_subscribers(id.slot) as u64;
+            }
+            return 0;
+        }
+        self.show_now(id, publication)
+    }
+
+    fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+        let queued_bytes = self.hub.publish(id, publication);
+        if let Some(stream) = self.stream_of(id) {
+            stream.on_shown(publication);
+        }
+        queued_bytes
+    }
+
+    /// Fans out what was held until now, or, at the end, whatever is held.
+    pub fn show_due(&mut self, now: Instant) {
+        while let Some((id, publication)) = self.paces.release(now) {
+            self.show_now(id, &publication);
+        }
     }
 
     /// A channel lost something. True: its subscribers rely on getting all.

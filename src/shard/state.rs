@@ -9,6 +9,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
+use super::pace::Paces;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
 use super::timers::Drain;
@@ -76,6 +77,7 @@ pub(super) struct State {
     pub names: HashMap<Box<str>, Local>,
     /// By slot; a stream only for channels with recovery.
     pub streams: Vec<Option<Box<Stream>>>,
+    pub paces: Paces,
     /// Where the periodic check of streams goes on.
     pub checked_to: usize,
     pub n_checks: usize,
@@ -95,6 +97,7 @@ fn totals_of(metrics: &ShardMetrics) -> Totals {
         sent_bytes: metrics.sent_bytes.get(),
         dropped_frames: metrics.drops_slow_consumer.get(),
         skipped: metrics.drops_not_utf8.get(),
+        conflated: metrics.conflated.get(),
     }
 }
 
@@ -106,6 +109,7 @@ impl State {
             auth: node.auth(),
             names: HashMap::default(),
             streams: Vec::new(),
+            paces: Paces::default(),
             checked_to: 0,
             n_checks: 0,
             requests: Slab::new(),
@@ -308,6 +312,7 @@ impl State {
         metrics.sent_bytes.set(totals.sent_bytes);
         metrics.drops_slow_consumer.set(totals.dropped_frames);
         metrics.drops_not_utf8.set(totals.skipped);
+        metrics.conflated.set(totals.conflated);
         metrics.outbox_bytes.set(self.hub.outbox_bytes() as u64);
     }
 }

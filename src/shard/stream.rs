@@ -164,11 +164,15 @@ impl Stream {
         }
     }
 
-    /// A publication was delivered.
-    pub fn on_delivered(&mut self, publication: &Arc<Publication>, now_ms: u64) {
+    /// A publication was fanned out.
+    pub fn on_shown(&mut self, publication: &Arc<Publication>) {
         if self.recovery == Recovery::Cache {
             self.newest = Some(publication.clone());
         }
+    }
+
+    /// A publication came, to be fanned out.
+    pub fn on_came(&mut self, publication: &Arc<Publication>, now_ms: u64) {
         if publication.position().offset == 0 {
             return;
         }

@@ -10,6 +10,8 @@ use super::{Access, Gap, Namespace, Recovery, SlowConsumer};
 use crate::config::values::{self, Refusal};
 
 const HISTORY_SIZE_MAX: usize = 100_000;
+/// Timers step in milliseconds.
+const MAX_RATE_MAX: u32 = 1_000;
 /// Up to a year.
 const HISTORY_TTLS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
@@ -53,8 +55,10 @@ pub static KEYS: &[Row] = &[
     Row {
         key: "slow_consumer",
         set: |namespace, value| {
-            word(value, &["disconnect"], &["conflate"])?;
-            namespace.slow_consumer = SlowConsumer::Disconnect;
+            namespace.slow_consumer = match word(value, &["disconnect", "conflate"], &[])? {
+                "disconnect" => SlowConsumer::Disconnect,
+                _ => SlowConsumer::Conflate,
+            };
             Ok(())
         },
     },
@@ -106,9 +110,14 @@ pub static KEYS: &[Row] = &[
     Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
     Row {
         key: "max_rate",
-        set: |_, value| match value.as_str() {
-            Some("off") => Ok(()),
-            _ => no_count_yet(value, "off or a number of publications a second"),
+        set: |namespace, value| {
+            let expected = "off or a number of publications a second, at most 1000";
+            namespace.max_rate = match integer(value).filter(|rate| *rate <= MAX_RATE_MAX) {
+                _ if is_zero(value) => None,
+                Some(rate) => Some(rate),
+                None => return Err(Refusal::expected(expected)),
+            };
+            Ok(())
         },
     },
     Row { key: "write_delay", set: |_, value| no_time_yet(value) },
@@ -166,14 +175,6 @@ fn integer(value: &DeValue<'_>) -> Option<u32> {
 /// A time or number that is off.
 pub fn is_zero(value: &DeValue<'_>) -> bool {
     matches!(value.as_str(), Some("off" | "0")) || integer(value) == Some(0)
-}
-
-fn no_count_yet(value: &DeValue<'_>, expected: &str) -> Result<(), Refusal> {
-    match integer(value) {
-        Some(0) => Ok(()),
-        Some(number) => Err(Refusal::NotYet(number.to_string())),
-        None => Err(Refusal::expected(expected)),
-    }
 }
 
 fn no_time_yet(value: &DeValue<'_>) -> Result<(), Refusal> {

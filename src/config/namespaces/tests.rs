@@ -101,6 +101,7 @@ fn every_key_is_read() {
         history_size: 100,
         history_ttl: Duration::from_secs(60),
         recovery: Recovery::Stream,
+        max_rate: None,
     };
     assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
     assert_eq!(Namespace::default().keep(), None);
@@ -120,6 +121,31 @@ fn every_key_is_read() {
 }
 
 #[test]
+fn what_recovers_leaves_nothing_out() {
+    let found = *parsed("namespaces.a = { slow_consumer = \"conflate\", max_rate = 1000 }")
+        .of("a:")
+        .unwrap();
+    assert_eq!((found.slow_consumer, found.max_rate), (SlowConsumer::Conflate, Some(1_000)));
+    assert_eq!(parsed("namespaces.a.max_rate = 0").of("a:").unwrap().max_rate, None);
+    let text = |more: &str| format!("[namespaces.a]\nrecovery = \"stream\"\n{more}");
+    let history = "history_size = 1\nhistory_ttl = \"1s\"\n";
+    assert_eq!(mistakes(&text("")), "2: namespaces.a.recovery = \"stream\" needs history_size");
+    assert_eq!(
+        mistakes(&text(&format!("{history}slow_consumer = \"conflate\""))),
+        "2: namespaces.a.recovery = \"stream\" and slow_consumer = \"conflate\" contradict each other"
+    );
+    assert_eq!(
+        mistakes(&text(&format!("{history}max_rate = 5"))),
+        "2: namespaces.a.recovery = \"stream\" and max_rate contradict each other"
+    );
+    assert_eq!(
+        mistakes("namespaces.a.max_rate = 1001"),
+        "1: namespaces.a.max_rate: 1001 is not valid: expected off or a number of publications a second, at most 1000"
+    );
+    parsed("namespaces.a = { recovery = \"cache\", slow_consumer = \"conflate\", max_rate = 5 }");
+}
+
+#[test]
 fn openness_is_told() {
     assert!(!Namespaces::default().let_anyone_in());
     assert!(!parsed("namespaces.a.publish = \"anyone\"").let_anyone_in());
@@ -134,8 +160,6 @@ fn values_of_later_versions_are_refused_as_such() {
         "presence = true",
         "join_leave = \"on\"",
         "join_leave = \"forced\"",
-        "slow_consumer = \"conflate\"",
-        "max_rate = 5",
         "write_delay = \"50ms\"",
         "delta = true",
         "tags_filter = true",

@@ -8,6 +8,7 @@ use crate::frame::{Opcode, put_frame};
 use crate::publication::Body;
 use model::Checked;
 
+mod conflating;
 mod model;
 mod ops;
 mod random;
@@ -38,9 +39,9 @@ fn subscriber(hub: &mut Hub, slot: u32) -> SessionId {
     id
 }
 
-fn publication(mark: u8, payload_bytes: usize) -> Publication {
+fn publication(mark: u8, payload_bytes: usize) -> Arc<Publication> {
     let payload = vec![mark; payload_bytes];
-    Publication::new(Arc::new(Channel::new("any")), Body::plain(payload))
+    Arc::new(Publication::new(Arc::new(Channel::new("any")), Body::plain(payload)))
 }
 
 /// Publishes `payload_bytes` times `mark`.

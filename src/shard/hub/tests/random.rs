@@ -86,7 +86,7 @@ impl Rig {
             Payload::Binary(_) => bytes.insert(0, 0xFF),
         }
         let channel = Arc::new(Channel::new("any"));
-        let publication = Publication::new(channel, Body::plain(bytes));
+        let publication = Arc::new(Publication::new(channel, Body::plain(bytes)));
         for _ in 0..n {
             let expected = self.model.publish(id, &publication);
             prop_assert_eq!(self.hub.publish(id, &publication), expected);

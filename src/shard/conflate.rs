@@ -1,0 +1,136 @@
+//! Conflation: a session whose socket is full gets, of channels with `slow_consumer = "conflate"`, only
+//! the newest publication, chosen when the socket takes it.
+//!
+//! Part of the hub; sans-I/O. When a socket fills, its session moves to the *conflating* twin of its
+//! cohort, the one with the same format and channels; what was pending there for it of those channels is
+//! given up for their newest. In the twin a publication of such a channel is not copied to the log: the
+//! channel keeps it as its newest, and each member notes that it is behind on that channel. Once the
+//! socket has taken all, the newest of each such channel included, the session moves back.
+//! So who keeps up pays nothing, and who doesn't holds a number a channel, however much is published.
+//! Publications of other channels go to the twin's log, under the outbox's bound.
+//!
+//! With history, `recovery = "stream"` is refused for such a channel: leaving publications out is what
+//! it is for. `recovery = "cache"` fits: who comes back gets the newest, as who is slow does.
+//!
+//! **Invariant:** a channel's publications reach a session in their order, each at most once.
+//! **Invariant:** what a session will never get is counted, in [`Totals::conflated`](super::hub::Totals).
+
+use smallvec::SmallVec;
+
+use super::hub::{ChannelSlot, Hub, Seat, Totals, own};
+use crate::publication::Format;
+
+/// The channels of which a session has yet to get the newest, in the order in which it fell behind.
+#[derive(Default)]
+pub struct Behind(SmallVec<[u32; 4]>);
+
+impl Behind {
+    /// False: it was behind already, so a publication was replaced.
+    pub fn note(&mut self, slot: u32) -> bool {
+        let is_new = !self.0.contains(&slot);
+        if is_new {
+            self.0.push(slot);
+        }
+        is_new
+    }
+
+    pub fn pop(&mut self) -> Option<u32> {
+        (!self.0.is_empty()).then(|| self.0.remove(0))
+    }
+
+    /// False: it isn't behind on that channel.
+    fn move_to_front(&mut self, slot: u32) -> bool {
+        let found = self.0.iter().position(|other| *other == slot);
+        found.map(|at| self.0[..=at].rotate_right(1)).is_some()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Seat {
+    /// Queues the newest of the next channel that it is behind on. False: of none.
+    pub(super) fn queue_newest(
+        &mut self,
+        channels: &[ChannelSlot],
+        format: Format,
+        totals: &mut Totals,
+    ) -> bool {
+        let Some(slot) = self.behind.as_mut().and_then(|behind| behind.pop()) else { return false };
+        let newest = channels[slot as usize].newest.as_ref();
+        match newest.and_then(|newest| newest.frame(format)) {
+            Some(frame) => own(self).outbox.push(frame),
+            // The newest is none that this format can carry.
+            None => totals.skipped += 1,
+        }
+        true
+    }
+}
+
+impl Hub {
+    /// Makes an open channel without subscribers one whose slow subscribers get the newest only.
+    pub fn conflate(&mut self, slot: u32) {
+        self.cohorts.channels[slot as usize].conflates = true;
+    }
+
+    /// The session's socket is full.
+    #[cold]
+    pub(super) fn start_conflating(&mut self, idx: u32) {
+        self.keep_partial(idx);
+        let seat = &mut self.seats[idx as usize];
+        let from = seat.cohort;
+        let cohort = &mut self.cohorts.cohorts[from as usize];
+        let (position, end) = (seat.position, cohort.log.end());
+        let mut behind = Box::<Behind>::default();
+        let first = cohort.marks.partition_point(|mark| mark.position < position);
+        for at in first..cohort.marks.len() {
+            let mark = cohort.marks[at];
+            let next = cohort.marks.get(at + 1).map_or(end, |next| next.position);
+            if !self.cohorts.channels[mark.slot as usize].conflates {
+                own(seat).outbox.append(&cohort.log, mark.position, next);
+            } else if !behind.note(mark.slot) {
+                self.totals.conflated += 1;
+            }
+        }
+        seat.behind = Some(behind);
+        if position < end {
+            seat.position = end;
+            cohort.on_caught_up();
+        }
+        let twin = self.cohorts.twin(from);
+        self.move_to(idx, twin);
+    }
+
+    /// The session's socket has taken all there was.
+    #[cold]
+    pub(super) fn end_conflating(&mut self, idx: u32) {
+        let seat = &mut self.seats[idx as usize];
+        seat.behind = None;
+        let twin = self.cohorts.twin(seat.cohort);
+        self.move_to(idx, twin);
+    }
+
+    /// Queues the newest of a channel that the session leaves.
+    pub(super) fn settle_behind(&mut self, idx: u32, slot: u32) {
+        let is_behind = |behind: &mut Box<Behind>| behind.move_to_front(slot);
+        if self.seats[idx as usize].behind.as_mut().is_some_and(is_behind) {
+            self.keep_partial(idx);
+            self.queue_newest(idx);
+        }
+    }
+
+    /// The same for all channels.
+    pub(super) fn settle_all_behind(&mut self, idx: u32) {
+        if self.seats[idx as usize].behind.is_some() {
+            self.keep_partial(idx);
+            while self.queue_newest(idx) {}
+        }
+    }
+
+    fn queue_newest(&mut self, idx: u32) -> bool {
+        let format = self.cohort_of(idx).format;
+        let seat = &mut self.seats[idx as usize];
+        seat.queue_newest(&self.cohorts.channels, format, &mut self.totals)
+    }
+}

@@ -1,0 +1,241 @@
+//! Conflation under random operations: whatever a socket takes and when, each client sees a channel's
+//! publications in order, the last one always, all of them where the channel doesn't conflate, and what
+//! it didn't see is counted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::super::{Hub, Queued, Sent, SessionId, Totals, Visit};
+use super::model::Checked;
+use super::{channel_id, check_inside};
+use crate::channel::Channel;
+use crate::frame;
+use crate::publication::{Body, Format, Publication};
+
+const N_SLOTS: u32 = 4;
+/// The first two conflate.
+const N_CONFLATING: u32 = 2;
+const FRAME_BYTES_MAX: usize = 40;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Publish {
+        slot: u32,
+        n: usize,
+    },
+    /// The socket has room for so many bytes.
+    Visit {
+        who: usize,
+        room: usize,
+    },
+    Writable {
+        who: usize,
+    },
+    Subscribe {
+        who: usize,
+        slot: u32,
+    },
+    Unsubscribe {
+        who: usize,
+        slot: u32,
+    },
+    PushOwn {
+        who: usize,
+    },
+    Close {
+        who: usize,
+        drops: bool,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let who = || 0..5usize;
+    prop_oneof![
+        10 => (0..N_SLOTS, 1..6usize).prop_map(|(slot, n)| Op::Publish { slot, n }),
+        8 => (who(), 0..120usize).prop_map(|(who, room)| Op::Visit { who, room }),
+        6 => who().prop_map(|who| Op::Writable { who }),
+        3 => (who(), 0..N_SLOTS).prop_map(|(who, slot)| Op::Subscribe { who, slot }),
+        2 => (who(), 0..N_SLOTS).prop_map(|(who, slot)| Op::Unsubscribe { who, slot }),
+        2 => who().prop_map(|who| Op::PushOwn { who }),
+        1 => (who(), any::<bool>()).prop_map(|(who, drops)| Op::Close { who, drops }),
+    ]
+}
+
+#[derive(Default)]
+struct Client {
+    received: Vec<u8>,
+    /// By channel: the numbers that were published while it was subscribed.
+    published: BTreeMap<u32, Vec<u32>>,
+    is_closed: bool,
+    dropped: bool,
+}
+
+struct Rig {
+    hub: Hub,
+    ids: Vec<SessionId>,
+    clients: Vec<Client>,
+    latest: [u32; N_SLOTS as usize],
+}
+
+impl Rig {
+    fn new() -> Self {
+        let mut hub = Hub::new(1 << 20, Totals::default());
+        for slot in 0..N_SLOTS {
+            hub.open_channel(channel_id(slot), Arc::new(Channel::new("any")));
+            hub.pin(slot);
+            if slot < N_CONFLATING {
+                hub.conflate(slot);
+            }
+        }
+        let ids: Vec<SessionId> = (0..5).map(|_| hub.add_session(Format::Raw)).collect();
+        ids.iter().for_each(|id| hub.attach(*id, id.idx as i32));
+        let clients = ids.iter().map(|_| Client::default()).collect();
+        let mut rig = Self { hub, ids, clients, latest: [0; N_SLOTS as usize] };
+        for who in 0..5 {
+            for slot in 0..N_SLOTS {
+                rig.hub.subscribe(rig.ids[who], slot);
+            }
+        }
+        rig
+    }
+
+    fn publish(&mut self, slot: u32) {
+        let number = &mut self.latest[slot as usize];
+        *number += 1;
+        let payload = format!("{slot} {number} ").into_bytes();
+        let channel = Arc::new(Channel::new("any"));
+        let publication = Arc::new(Publication::new(channel, Body::plain(payload)));
+        for (id, client) in self.ids.iter().zip(&mut self.clients) {
+            if self.hub.is_subscribed(*id, slot) {
+                client.published.entry(slot).or_default().push(*number);
+            }
+        }
+        self.hub.publish(channel_id(slot), &publication);
+    }
+
+    fn visit(&mut self, who: usize, mut room: usize) -> Checked<()> {
+        let received = &mut self.clients[who].received;
+        let visit = self.hub.visit(self.ids[who].idx, &mut |_, parts| {
+            let bytes = parts.concat();
+            let n = bytes.len().min(room);
+            room -= n;
+            received.extend_from_slice(&bytes[..n]);
+            if n > 0 { Sent::Bytes(n) } else { Sent::Full }
+        });
+        self.clients[who].is_closed |= visit == Visit::Closed;
+        let seat = &self.hub.seats[self.ids[who].idx as usize];
+        let is_conflating = self.hub.cohort_of(self.ids[who].idx).is_conflating;
+        prop_assert!(visit != Visit::CaughtUp || !is_conflating && seat.behind.is_none());
+        Ok(())
+    }
+
+    fn step(&mut self, op: &Op) -> Checked<()> {
+        match *op {
+            Op::Publish { slot, n } => (0..n).for_each(|_| self.publish(slot)),
+            Op::Visit { who, room } => self.visit(who, room)?,
+            Op::Writable { who } => {
+                if self.hub.on_writable(self.ids[who]) {
+                    self.visit(who, FRAME_BYTES_MAX)?;
+                }
+            }
+            Op::Subscribe { who, slot } => {
+                self.hub.subscribe(self.ids[who], slot);
+            }
+            Op::Unsubscribe { who, slot } => {
+                self.hub.unsubscribe(self.ids[who], slot);
+            }
+            Op::PushOwn { who } => {
+                let mut out = Vec::new();
+                frame::put_frame(&mut out, frame::Opcode::Text, b"own");
+                self.hub.push_own(self.ids[who], &out);
+            }
+            Op::Close { who, drops } => {
+                if !self.hub.is_closing(self.ids[who]) {
+                    self.clients[who].dropped |= drops;
+                    let mut out = Vec::new();
+                    frame::put_close(&mut out, 3000, "");
+                    let queued = if drops { Queued::Drop } else { Queued::Flush };
+                    self.hub.close(self.ids[who], &out, queued);
+                }
+            }
+        }
+        check_inside(&self.hub)
+    }
+
+    /// Everyone reads all; then what each saw is compared with what there was.
+    fn end(&mut self) -> Checked<()> {
+        for who in 0..5 {
+            self.hub.on_writable(self.ids[who]);
+            self.visit(who, usize::MAX)?;
+            prop_assert_eq!(self.hub.queued_bytes(self.ids[who]), 0);
+        }
+        let mut n_seen = 0;
+        for client in &self.clients {
+            let mut seen: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+            let mut rest = &client.received[..];
+            while !rest.is_empty() {
+                let len = frame::frame_len(rest).filter(|len| *len <= rest.len());
+                let (frame, after) = rest.split_at(len.expect("whole frames"));
+                rest = after;
+                let text = String::from_utf8_lossy(&frame[2..]);
+                let mut words = text.split(' ').map(str::parse);
+                if let (Some(Ok(slot)), Some(Ok(number))) = (words.next(), words.next()) {
+                    seen.entry(slot).or_default().push(number);
+                    n_seen += 1;
+                }
+            }
+            for (slot, published) in &client.published {
+                let seen = seen.remove(slot).unwrap_or_default();
+                prop_assert!(seen.is_sorted_by(|a, b| a < b), "{slot}: {seen:?}");
+                prop_assert!(seen.iter().all(|number| published.contains(number)));
+                if !client.dropped {
+                    prop_assert_eq!(seen.last(), published.last(), "the last one always comes");
+                    prop_assert!(*slot < N_CONFLATING || seen == *published, "{} lost", slot);
+                }
+            }
+            prop_assert!(seen.is_empty(), "not published to it: {seen:?}");
+        }
+        let totals = &self.hub.totals;
+        let own_dropped = totals.dropped_frames; // Replies among them: an upper bound.
+        let missing = totals.deliveries - n_seen;
+        prop_assert!(totals.conflated <= missing && missing <= totals.conflated + own_dropped);
+        if self.clients.iter().all(|client| !client.dropped) {
+            prop_assert_eq!(missing, totals.conflated);
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn who_is_slow_sees_the_newest(ops in prop::collection::vec(op(), 1..200)) {
+        let mut rig = Rig::new();
+        for op in &ops {
+            rig.step(op)?;
+        }
+        rig.end()?;
+    }
+}
+
+/// However much is published, a slow session holds one frame a channel at the most.
+#[test]
+fn what_a_slow_session_holds_is_bounded() {
+    let mut rig = Rig::new();
+    for slot in 2..N_SLOTS {
+        rig.hub.unsubscribe(rig.ids[0], slot);
+    }
+    rig.publish(0);
+    rig.visit(0, 3).expect("visited");
+    for _ in 0..10_000 {
+        (0..N_CONFLATING).for_each(|slot| rig.publish(slot));
+    }
+    assert!(rig.hub.queued_bytes(rig.ids[0]) <= FRAME_BYTES_MAX);
+    rig.hub.on_writable(rig.ids[0]);
+    rig.visit(0, usize::MAX).expect("visited");
+    assert_eq!(rig.hub.totals.conflated, 2 * 9_999);
+    assert!(rig.clients[0].received.ends_with(b"1 10000 "));
+}
