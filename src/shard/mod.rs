@@ -55,8 +55,11 @@ const SLICE: usize = 64;
 /// long again. They have the pauses, and the time when nothing is to be written, for themselves.
 const WALK_PER_REACTOR_TURN: u32 = 16;
 const WALK_TIME_MAX: Duration = Duration::from_millis(4);
-/// Mailbox batches drained before the walk goes on.
+/// Mailbox batches drained before the walk goes on, and how long that may take; the clock is looked at
+/// after so many events.
 const BATCHES_PER_TURN_MAX: usize = 16;
+const DRAIN_TIME_MAX: Duration = Duration::from_micros(200);
+const EVENTS_PER_LOOK: usize = 16;
 /// Publication bytes drained in one turn of the ring: bounds what a healthy session can have
 /// pending before it was visited.
 const ROUND_BYTES_MAX: usize = 1 << 20;
@@ -231,8 +234,9 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
         round_bytes: 0,
     };
     let mut reactor_turn = Duration::ZERO;
+    let mut taken = Taken::default();
     loop {
-        drain(&shard, events, &mut walk);
+        drain(&shard, events, &mut taken, &mut walk);
         if shard.has_stopped() || shard.is_broken() {
             return;
         }
@@ -246,27 +250,46 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
                     reactor_turn = began.elapsed();
                 }
             }
+            _ if taken.len() > 0 => {
+                shard.allow_input();
+                tokio::task::yield_now().await;
+            }
             Next::PauseUntil(until) => pause(&shard, events, &timer, until).await,
             Next::Sleep => sleep(&shard, events).await,
         }
     }
 }
 
-fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, walk: &mut Walk) {
+/// What was taken from the mailbox and isn't handled yet.
+type Taken = std::vec::IntoIter<ShardEvent>;
+
+/// Handles what came, for a bounded time: a thousand channels that the broker confirms at once mustn't
+/// hold up a walk.
+fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, taken: &mut Taken, walk: &mut Walk) {
+    let began = Instant::now();
     let mut has_publication = false;
-    for _ in 0..BATCHES_PER_TURN_MAX {
-        if walk.round_bytes >= ROUND_BYTES_MAX {
-            break;
-        }
-        let Some(batch) = events.try_recv() else { break };
-        let counts = shard.metrics();
-        counts.mailbox_batches.add(1);
-        counts.mailbox_items.add(batch.len() as u64);
-        for event in batch {
+    let mut n_batches = 0;
+    loop {
+        let mut n_events = 0;
+        for event in taken.by_ref() {
             let queued_bytes = shard.on_event(event);
             walk.round_bytes += queued_bytes;
             has_publication |= queued_bytes > 0;
+            n_events += 1;
+            if n_events % EVENTS_PER_LOOK == 0 && began.elapsed() >= DRAIN_TIME_MAX {
+                break;
+            }
         }
+        let is_full = walk.round_bytes >= ROUND_BYTES_MAX || n_batches == BATCHES_PER_TURN_MAX;
+        if taken.len() > 0 || is_full {
+            break;
+        }
+        let Some(batch) = events.try_recv() else { break };
+        n_batches += 1;
+        let counts = shard.metrics();
+        counts.mailbox_batches.add(1);
+        counts.mailbox_items.add(batch.len() as u64);
+        *taken = batch.into_iter();
     }
     shard.flush_door();
     // A turn of the ring that has hardly begun (some replies, say) begins anew: else those behind

@@ -19,6 +19,7 @@
 //! **Invariant:** while somebody joins, `kept` holds what was delivered since the oldest read began,
 //! or a run that doesn't reach back so far: then nothing is claimed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -103,7 +104,7 @@ pub struct Stream {
     pub reads: SmallVec<[ReadKey; 1]>,
     /// Who is ahead, and until when it waits, milliseconds.
     pub ahead: Vec<(SessionId, u64)>,
-    kept: Vec<Arc<Publication>>,
+    kept: VecDeque<Arc<Publication>>,
     kept_bytes: usize,
     /// When something was last heard of the stream, milliseconds.
     heard_ms: u64,
@@ -126,7 +127,7 @@ impl Stream {
             is_pinned: false,
             reads: SmallVec::new(),
             ahead: Vec::new(),
-            kept: Vec::new(),
+            kept: VecDeque::new(),
             kept_bytes: 0,
             heard_ms: now_ms,
             suspect: None,
@@ -183,20 +184,21 @@ impl Stream {
         }
     }
 
+    /// The oldest go at the bound: who needed them has lost too much.
     fn keep(&mut self, publication: &Arc<Publication>) {
-        let bytes = publication.payload_bytes();
-        if self.kept.len() >= self.bounds.publications_max
-            || self.kept_bytes + bytes > self.bounds.bytes_max
+        self.kept_bytes += publication.payload_bytes();
+        self.kept.push_back(publication.clone());
+        while self.kept.len() > self.bounds.publications_max
+            || self.kept_bytes > self.bounds.bytes_max
         {
-            self.forget_kept();
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.kept_bytes -= oldest.payload_bytes();
         }
-        self.kept_bytes += bytes;
-        self.kept.push(publication.clone());
     }
 
-    /// Nobody joins any more, or what is kept doesn't reach far enough back.
+    /// Nobody joins any more, or what is kept is of a time before a gap.
     pub fn forget_kept(&mut self) {
-        (self.kept, self.kept_bytes) = (Vec::new(), 0);
+        (self.kept, self.kept_bytes) = (VecDeque::new(), 0);
     }
 
     /// Something may be missing: what is known holds no longer.
@@ -449,3 +451,6 @@ impl Missed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
