@@ -24,7 +24,7 @@ pub enum Format {
 }
 
 /// How many formats there are.
-const N_FORMATS: usize = 2;
+pub const N_FORMATS: usize = 2;
 
 /// A finished server frame; `None` where the format can't carry this payload.
 type Encoded = Option<Bytes>;

@@ -248,7 +248,7 @@ impl Cohorts {
                 key: 0,
                 n_pins: 0,
                 conflates: false,
-                newest: None,
+                newest: Default::default(),
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -260,7 +260,7 @@ impl Cohorts {
             key,
             n_pins: 0,
             conflates: false,
-            newest: None,
+            newest: Default::default(),
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -278,7 +278,7 @@ impl Cohorts {
             && let Some(channel) = entry.channel.take()
         {
             entry.cohorts = Vec::new();
-            entry.newest = None;
+            entry.newest = Default::default();
             self.n_open -= 1;
             self.emptied.push((ChannelId { slot, generation: entry.generation }, channel));
         }

@@ -17,8 +17,7 @@
 
 use smallvec::SmallVec;
 
-use super::hub::{ChannelSlot, Hub, Seat, Totals, own};
-use crate::publication::Format;
+use super::hub::{Hub, LAGGING, Sent, Visit, WRITE_BYTES_MAX, own};
 
 /// The channels of which a session has yet to get the newest, in the order in which it fell behind.
 #[derive(Default)]
@@ -34,7 +33,11 @@ impl Behind {
         is_new
     }
 
-    pub fn pop(&mut self) -> Option<u32> {
+    fn first(&self) -> Option<u32> {
+        self.0.first().copied()
+    }
+
+    fn pop(&mut self) -> Option<u32> {
         (!self.0.is_empty()).then(|| self.0.remove(0))
     }
 
@@ -49,32 +52,13 @@ impl Behind {
     }
 }
 
-impl Seat {
-    /// Queues the newest of the next channel that it is behind on. False: of none.
-    pub(super) fn queue_newest(
-        &mut self,
-        channels: &[ChannelSlot],
-        format: Format,
-        totals: &mut Totals,
-    ) -> bool {
-        let Some(slot) = self.behind.as_mut().and_then(|behind| behind.pop()) else { return false };
-        let newest = channels[slot as usize].newest.as_ref();
-        match newest.and_then(|newest| newest.frame(format)) {
-            Some(frame) => own(self).outbox.push(frame),
-            // The newest is none that this format can carry.
-            None => totals.skipped += 1,
-        }
-        true
-    }
-}
-
 impl Hub {
     /// Makes an open channel without subscribers one whose slow subscribers get the newest only.
     pub fn conflate(&mut self, slot: u32) {
         self.cohorts.channels[slot as usize].conflates = true;
     }
 
-    /// The session's socket is full.
+    /// The session's socket is full, or was when it subscribed.
     #[cold]
     pub(super) fn start_conflating(&mut self, idx: u32) {
         self.keep_partial(idx);
@@ -102,13 +86,53 @@ impl Hub {
         self.move_to(idx, twin);
     }
 
-    /// The session's socket has taken all there was.
+    /// Nothing else is pending: writes the newest of each channel that the session is behind on, and
+    /// when the socket has taken all, ends conflating. A value of which it takes no byte isn't chosen
+    /// yet: it would be an old one by the time there is room.
     #[cold]
-    pub(super) fn end_conflating(&mut self, idx: u32) {
-        let seat = &mut self.seats[idx as usize];
+    pub(super) fn write_newest(
+        &mut self,
+        idx: u32,
+        write: &mut impl FnMut(i32, &[&[u8]]) -> Sent,
+    ) -> Visit {
+        let Self { seats, cohorts, totals, .. } = self;
+        let seat = &mut seats[idx as usize];
+        let format = cohorts.cohorts[seat.cohort as usize].format;
+        while let Some(slot) = seat.behind.as_ref().and_then(|behind| behind.first()) {
+            let frame = cohorts.channels[slot as usize].newest_frame(format);
+            let (mut at, mut last) = (0, Sent::Full);
+            while at < frame.len() {
+                let part = &frame[at..frame.len().min(at + WRITE_BYTES_MAX)];
+                last = write(seat.fd, &[part]);
+                totals.writes += 1;
+                let Sent::Bytes(n) = last else { break };
+                totals.sent_bytes += n as u64;
+                at += n;
+                if n < part.len() {
+                    break;
+                }
+            }
+            if at > 0 {
+                seat.behind.as_mut().and_then(|behind| behind.pop());
+            }
+            if at == frame.len() {
+                continue;
+            }
+            if at > 0 {
+                let own = own(seat);
+                own.outbox.push(frame);
+                own.position += at as u64;
+            }
+            if last == Sent::Gone {
+                return Visit::Gone;
+            }
+            seat.flags |= LAGGING;
+            return Visit::Full;
+        }
         seat.behind = None;
-        let twin = self.cohorts.twin(seat.cohort);
+        let twin = cohorts.twin(seat.cohort);
         self.move_to(idx, twin);
+        Visit::CaughtUp
     }
 
     /// Queues the newest of a channel that the session leaves.
@@ -128,9 +152,12 @@ impl Hub {
         }
     }
 
+    /// Queues the newest of the next channel that it is behind on. False: of none.
     fn queue_newest(&mut self, idx: u32) -> bool {
         let format = self.cohort_of(idx).format;
         let seat = &mut self.seats[idx as usize];
-        seat.queue_newest(&self.cohorts.channels, format, &mut self.totals)
+        let Some(slot) = seat.behind.as_mut().and_then(|behind| behind.pop()) else { return false };
+        own(seat).outbox.push(self.cohorts.channels[slot as usize].newest_frame(format));
+        true
     }
 }

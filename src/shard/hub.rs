@@ -19,12 +19,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
 use super::conflate::Behind;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
-use crate::publication::{Format, Publication};
+use crate::publication::{Format, N_FORMATS, Publication};
 
 /// A session of this shard: index and generation. A stale id matches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -89,7 +91,7 @@ const TAKEN: u8 = 1;
 /// Not yet attached to a socket: collects, isn't written.
 const HELD: u8 = 2;
 /// The socket was full at the last write.
-const LAGGING: u8 = 4;
+pub(super) const LAGGING: u8 = 4;
 /// The close frame is queued: nothing may follow.
 const CLOSING: u8 = 8;
 /// The last visit couldn't write everything: the log's next frame may be written in part. Unlike
@@ -97,11 +99,11 @@ const CLOSING: u8 = 8;
 const CUT_SHORT: u8 = 16;
 
 /// Bytes of one write at the most: a long backlog must not keep the shard from the others.
-const WRITE_BYTES_MAX: usize = 64 * 1024;
+pub(super) const WRITE_BYTES_MAX: usize = 64 * 1024;
 
 pub(super) struct Own {
     pub outbox: Outbox,
-    position: u64,
+    pub position: u64,
 }
 
 /// The hot part of a session.
@@ -110,11 +112,11 @@ pub(super) struct Seat {
     own: Option<Box<Own>>,
     /// While it is in a conflating cohort.
     pub behind: Option<Box<Behind>>,
-    fd: i32,
+    pub fd: i32,
     pub cohort: u32,
     member_at: u32,
     generation: u32,
-    flags: u8,
+    pub flags: u8,
 }
 
 impl Seat {
@@ -156,10 +158,19 @@ pub(super) struct ChannelSlot {
     pub n_pins: u32,
     /// See `conflate`.
     pub conflates: bool,
-    /// While it conflates: the newest that was published here.
-    pub newest: Option<Arc<Publication>>,
+    /// While it conflates: the newest that was fanned out in each format. What a format can't carry
+    /// takes no other's place.
+    pub newest: [Option<Arc<Publication>>; N_FORMATS],
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
+}
+
+impl ChannelSlot {
+    /// For a session of that format that is behind on this channel.
+    pub(super) fn newest_frame(&self, format: Format) -> &Bytes {
+        let newest = self.newest[format as usize].as_ref().and_then(|newest| newest.frame(format));
+        newest.expect("invariant: who is behind on a channel missed a frame of it")
+    }
 }
 
 /// See the module.
@@ -199,16 +210,14 @@ impl Hub {
         else {
             return 0;
         };
-        if slot.conflates {
-            slot.newest = Some(publication.clone());
-        }
-        let mut queued_bytes = 0;
+        let (mut queued_bytes, mut is_carried) = (0, [false; N_FORMATS]);
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
             let Some(frame) = publication.frame(cohort.format) else {
                 self.totals.skipped += 1;
                 continue;
             };
+            is_carried[cohort.format as usize] = true;
             if cohort.is_conflating && slot.conflates {
                 self.totals.deliveries += cohort.members.len() as u64;
                 for member in &cohort.members {
@@ -237,6 +246,10 @@ impl Hub {
                 cohort.trim(oldest.expect("invariant: a cohort has members"));
             }
         }
+        if slot.conflates {
+            let newest = slot.newest.iter_mut().zip(is_carried).filter(|(_, carried)| *carried);
+            newest.for_each(|(newest, _)| *newest = Some(publication.clone()));
+        }
         queued_bytes
     }
 
@@ -261,8 +274,7 @@ impl Hub {
         if seat.flags & (TAKEN | HELD | LAGGING) != TAKEN {
             return self.visit_later(idx);
         }
-        let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
-        let cohort = &mut cohorts[seat.cohort as usize];
+        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
         cohort.all_dirty = false;
         let (is_conflating, may_conflate) = (cohort.is_conflating, cohort.has_marks);
         let end = cohort.log.end();
@@ -272,9 +284,6 @@ impl Hub {
             let log: &[u8] =
                 if seat.position < end { cohort.log.chunk(seat.position) } else { &[] };
             if own.is_empty() && log.is_empty() {
-                if is_conflating && seat.queue_newest(channels, cohort.format, &mut self.totals) {
-                    continue;
-                }
                 seat.flags &= !CUT_SHORT;
                 break if seat.is(CLOSING) { Visit::Closed } else { Visit::CaughtUp };
             }
@@ -317,7 +326,7 @@ impl Hub {
         }
         match visit {
             Visit::Full if may_conflate => self.start_conflating(idx),
-            Visit::CaughtUp if is_conflating => self.end_conflating(idx),
+            Visit::CaughtUp if is_conflating => return self.write_newest(idx, write),
             _ => {}
         }
         visit
@@ -512,6 +521,9 @@ impl Hub {
         }
         let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
         self.move_to(id.idx, cohort);
+        if self.is_lagging(id) && self.cohort_of(id.idx).has_marks {
+            self.start_conflating(id.idx);
+        }
         true
     }
 

@@ -70,6 +70,30 @@ struct Client {
     published: BTreeMap<u32, Vec<u32>>,
     is_closed: bool,
     dropped: bool,
+    visits: Vec<Began>,
+    /// By channel: up to here it may get what was queued when it changed its channels.
+    settled: [u32; N_SLOTS as usize],
+}
+
+/// How things stood when a visit began.
+struct Began {
+    received_bytes: usize,
+    is_conflating: bool,
+    latest: [u32; N_SLOTS as usize],
+    settled: [u32; N_SLOTS as usize],
+}
+
+impl Client {
+    /// What a conflating session got, from the byte `at` on, was the newest when the socket took its
+    /// first byte.
+    fn check_newest(&self, at: usize, slot: u32, number: u32) -> Checked<()> {
+        let began = self.visits.partition_point(|visit| visit.received_bytes <= at);
+        let began = &self.visits[began - 1];
+        if slot < N_CONFLATING && began.is_conflating && number > began.settled[slot as usize] {
+            prop_assert_eq!(number, began.latest[slot as usize], "stale");
+        }
+        Ok(())
+    }
 }
 
 struct Rig {
@@ -116,7 +140,14 @@ impl Rig {
     }
 
     fn visit(&mut self, who: usize, mut room: usize) -> Checked<()> {
-        let received = &mut self.clients[who].received;
+        let client = &mut self.clients[who];
+        client.visits.push(Began {
+            received_bytes: client.received.len(),
+            is_conflating: self.hub.cohort_of(self.ids[who].idx).is_conflating,
+            latest: self.latest,
+            settled: client.settled,
+        });
+        let received = &mut client.received;
         let visit = self.hub.visit(self.ids[who].idx, &mut |_, parts| {
             let bytes = parts.concat();
             let n = bytes.len().min(room);
@@ -132,6 +163,10 @@ impl Rig {
     }
 
     fn step(&mut self, op: &Op) -> Checked<()> {
+        if let Op::Subscribe { who, .. } | Op::Unsubscribe { who, .. } | Op::Close { who, .. } = *op
+        {
+            self.clients[who].settled = self.latest;
+        }
         match *op {
             Op::Publish { slot, n } => (0..n).for_each(|_| self.publish(slot)),
             Op::Visit { who, room } => self.visit(who, room)?,
@@ -178,10 +213,12 @@ impl Rig {
             while !rest.is_empty() {
                 let len = frame::frame_len(rest).filter(|len| *len <= rest.len());
                 let (frame, after) = rest.split_at(len.expect("whole frames"));
+                let at = client.received.len() - rest.len();
                 rest = after;
                 let text = String::from_utf8_lossy(&frame[2..]);
                 let mut words = text.split(' ').map(str::parse);
                 if let (Some(Ok(slot)), Some(Ok(number))) = (words.next(), words.next()) {
+                    client.check_newest(at, slot, number)?;
                     seen.entry(slot).or_default().push(number);
                     n_seen += 1;
                 }
@@ -238,4 +275,74 @@ fn what_a_slow_session_holds_is_bounded() {
     rig.visit(0, usize::MAX).expect("visited");
     assert_eq!(rig.hub.totals.conflated, 2 * 9_999);
     assert!(rig.clients[0].received.ends_with(b"1 10000 "));
+}
+
+/// A socket that takes nothing of a value must not hold the choice to it: the next is newer by then.
+#[test]
+fn what_the_socket_did_not_take_is_chosen_again() {
+    let mut rig = Rig::new();
+    rig.publish(0);
+    rig.publish(1);
+    rig.visit(0, 0).expect("visited");
+    rig.hub.on_writable(rig.ids[0]);
+    let frame_bytes = 2 + "0 1 ".len();
+    rig.visit(0, frame_bytes).expect("visited");
+    assert!(rig.clients[0].received.ends_with(b"0 1 "));
+    rig.publish(0);
+    rig.publish(1);
+    rig.hub.on_writable(rig.ids[0]);
+    rig.visit(0, frame_bytes).expect("visited");
+    assert!(
+        rig.clients[0].received.ends_with(b"1 2 "),
+        "the newest, of the one that waited longer"
+    );
+    rig.hub.on_writable(rig.ids[0]);
+    rig.visit(0, usize::MAX).expect("visited");
+    assert!(rig.clients[0].received.ends_with(b"0 2 "));
+    assert_eq!(rig.hub.totals.conflated, 1);
+}
+
+/// Its socket was full before it subscribed: it conflates from the first publication on.
+#[test]
+fn who_subscribes_while_behind_is_not_too_slow() {
+    let mut rig = Rig::new();
+    let id = rig.ids[0];
+    (0..N_CONFLATING).for_each(|slot| assert!(rig.hub.unsubscribe(id, slot)));
+    rig.publish(2);
+    rig.visit(0, 3).expect("visited");
+    assert!(rig.hub.subscribe(id, 0));
+    let before = rig.hub.queued_bytes(id);
+    (0..10_000).for_each(|_| rig.publish(0));
+    assert_eq!(rig.hub.queued_bytes(id), before);
+    rig.hub.on_writable(id);
+    rig.visit(0, usize::MAX).expect("visited");
+    assert!(rig.clients[0].received.ends_with(b"0 10000 "));
+    assert_eq!(rig.hub.totals.conflated, 9_999);
+}
+
+/// What a format can't carry takes no other's place.
+#[test]
+fn the_newest_is_the_newest_that_the_format_carries() {
+    let mut rig = Rig::new();
+    let id = rig.hub.add_session(Format::Json);
+    rig.hub.attach(id, 9);
+    rig.hub.subscribe(id, 0);
+    let mut out = Vec::new();
+    frame::put_frame(&mut out, frame::Opcode::Text, b"own");
+    rig.hub.push_own(id, &out);
+    assert_eq!(rig.hub.visit(id.idx, &mut |_, _| Sent::Full), Visit::Full);
+    rig.publish(0);
+    let channel = Arc::new(Channel::new("any"));
+    let binary = Arc::new(Publication::new(channel, Body::plain(vec![0xFF])));
+    rig.hub.publish(channel_id(0), &binary);
+    rig.hub.on_writable(id);
+    let mut received = Vec::new();
+    let visit = rig.hub.visit(id.idx, &mut |_, parts| {
+        let bytes = parts.concat();
+        received.extend_from_slice(&bytes);
+        Sent::Bytes(bytes.len())
+    });
+    assert_eq!(visit, Visit::CaughtUp);
+    assert!(String::from_utf8_lossy(&received).contains("0 1 "), "the last that it can have");
+    assert_eq!((rig.hub.totals.conflated, rig.hub.totals.skipped), (0, 1));
 }
