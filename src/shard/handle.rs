@@ -12,6 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use super::hub::{Queued, SessionId};
+use super::pace::Paces;
 use super::reader::{Flow, Input, Limits, Reader};
 use super::session::Session;
 use super::state::{Joined, Request, State};
@@ -169,7 +170,7 @@ impl Shard {
             ShardEvent::Publication { channel, publication } => {
                 let mut state = self.state.borrow_mut();
                 let queued_bytes = state.on_publication(channel, &publication);
-                if queued_bytes == 0 && state.paces.next_due().is_some() {
+                if state.paces.take_new_due() {
                     self.is_held.notify_one();
                 }
                 return queued_bytes;
@@ -179,8 +180,10 @@ impl Shard {
             }
             ShardEvent::Drain { spread_ms } => {
                 let mut state = self.state.borrow_mut();
-                // What is held goes out now: it is due when nobody is there any more.
+                // What is held goes out now, and nothing is held any more: it would be due when nobody
+                // is there.
                 state.show_due(Instant::now() + HELD_MAX);
+                state.paces = Paces::default();
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));

@@ -34,6 +34,8 @@ pub struct Paces {
     by_slot: Vec<Option<Box<Pace>>>,
     /// When the held ones are due: one entry each.
     dues: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// One came to the dues since it was last asked.
+    has_new_due: bool,
 }
 
 impl Paces {
@@ -72,7 +74,13 @@ impl Paces {
         }
         pace.held = Some(publication.clone());
         self.dues.push(Reverse((pace.due, id.slot, id.generation)));
+        self.has_new_due = true;
         Paced::Held(false)
+    }
+
+    /// Whether somebody has to look at [`next_due`](Self::next_due) again.
+    pub fn take_new_due(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_due)
     }
 
     pub fn next_due(&self) -> Option<Instant> {
