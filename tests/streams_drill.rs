@@ -6,7 +6,6 @@ mod common;
 use common::follower::{Follower, follow, tops};
 use common::past::namespaces;
 use common::{Hub, Redis, Rng, Traffic, ms, scaled, secs};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -65,13 +64,12 @@ fn clients_are_cut_at_random_moments_while_redis_restarts() {
     let (n_clients, n_channels, per_second) =
         (scaled(60, 1_000), scaled(10, 50), scaled(200, 1_000));
     let (how_long, n_restarts) = (secs(scaled(16, 300) as u64), scaled(1, 2));
-    let (redis, file) = (Redis::start(), namespaces());
+    let (mut redis, file) = (Redis::start(), namespaces());
     let node = || {
         let hub = Hub::builder().redis(&redis).env("HUB_CONFIG", file.path().display());
         hub.env("HUB_REDIS_TIMEOUT", "1s").start().wait_ready()
     };
     let hubs = [node(), node()];
-    let redis = Mutex::new(redis);
     let channels: Vec<String> = (0..n_channels).map(|i| format!("long:{i}")).collect();
     let n_threads = scaled(2, 4);
     let crowds: Vec<Crowd> =
@@ -87,7 +85,7 @@ fn clients_are_cut_at_random_moments_while_redis_restarts() {
             let due = how_long * (restarts.len() as u32 + 1) / (n_restarts as u32 + 3);
             if restarts.len() < n_restarts && began.elapsed() >= due {
                 let down = Instant::now();
-                redis.lock().unwrap().restart();
+                redis.restart();
                 restarts.push(down..Instant::now() + AFTERMATH);
             }
             common::sys::pause(ms(50));
