@@ -81,8 +81,7 @@ impl Bench {
     }
 }
 
-/// Redis comes back with what it had: all is recovered but what came of publishes cut short. And it
-/// comes back with nothing: everyone is told.
+/// Redis comes back with nothing: everyone is told, and follows again.
 #[test]
 fn redis_restarts() {
     let mut bench = Bench::start(scaled(20, 200), scaled(20, 500), |builder| builder);
