@@ -123,6 +123,10 @@ pub struct ShardMetrics {
     pub mailbox_items: Count,
     pub drops_slow_consumer: Count,
     pub drops_not_utf8: Count,
+    /// Patches made here, their bytes, and those of the payloads that they stand for.
+    pub patches: Count,
+    pub patch_bytes: Count,
+    pub patched_bytes: Count,
     pub panics: SharedCount,
     closes: [Count; CLOSE_CODES.len() + 1],
     /// When the shard last answered the broker's ping, milliseconds since the node's start.
@@ -164,6 +168,9 @@ pub struct BrokerMetrics {
     pub history_reads_shared: Count,
     /// Streams in Redis that were found damaged: each started a new epoch.
     pub history_resets: Count,
+    /// Payloads kept to be patched against, and those that there was no room for.
+    pub chain_bytes: Count,
+    pub chains_refused: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
 }
@@ -265,7 +272,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 8] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 11] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -280,6 +287,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 8] = [
     ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {
         &shard.mailbox_items
     }),
+    ("patches", "Fossil patches made, one a publication.", |shard| &shard.patches),
+    ("patch_bytes", "Bytes of these patches.", |shard| &shard.patch_bytes),
+    ("patched_bytes", "Bytes of the payloads that they stand for.", |shard| &shard.patched_bytes),
 ];
 
 impl Collector for Page {
@@ -361,7 +371,7 @@ impl Page {
         )
     }
 
-    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 11] {
+    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 12] {
         let Metrics { broker, listener, .. } = &*self.0;
         [
             ("history_reads", "Histories asked for.", &broker.history_reads),
@@ -379,6 +389,11 @@ impl Page {
                 "history_resets",
                 "Streams in Redis that were found damaged and started anew.",
                 &broker.history_resets,
+            ),
+            (
+                "chains_refused",
+                "Payloads not kept for the next one's patch, for want of room.",
+                &broker.chains_refused,
             ),
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
@@ -417,7 +432,8 @@ impl Page {
             "Connections refused or ended at a limit.",
             refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
         )?;
-        let gauges: [(&str, &str, &Count); 6] = [
+        let gauges: [(&str, &str, &Count); 7] = [
+            ("chain_bytes", "Payloads kept for the next one's patch.", &broker.chain_bytes),
             ("history_streams", "Streams in the embedded broker.", &broker.history_streams),
             ("history_bytes", "Bytes of their publications.", &broker.history_bytes),
             ("idempotency_keys", "Keys it remembers.", &broker.idempotency_keys),

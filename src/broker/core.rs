@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::chains::{self, Chains};
 use super::door::ShardDoor;
 use super::feed::Feed;
 use super::history::HistoryAsk;
@@ -44,6 +45,9 @@ const BATCHES_PER_TURN_MAX: usize = 64;
 const MEMORY: Bounds =
     Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
 
+/// Patches of larger payloads would take long, and save little of what they say anew.
+const CHAINS: chains::Bounds = chains::Bounds { payload_bytes_max: 64 << 10, bytes_max: 64 << 20 };
+
 /// Runs until [`BrokerCommand::Stop`].
 pub async fn run(
     node: Arc<Node>,
@@ -73,6 +77,7 @@ pub async fn run(
 struct Core {
     node: Arc<Node>,
     interest: Interest,
+    chains: Chains,
     doors: Vec<ShardDoor>,
     /// Unused with Redis.
     memory: Memory,
@@ -105,6 +110,7 @@ impl Core {
                 config.unsubscribe_delay.as_millis() as u64,
                 acquire_timeout_ms,
             ),
+            chains: Chains::new(CHAINS),
             doors,
             memory: Memory::new(MEMORY),
             redis,
@@ -151,7 +157,17 @@ impl Core {
                     self.confirm(&confirmed);
                 }
             }
-            BrokerCommand::Release { shard, id } => self.interest.release(id, shard, now_ms),
+            BrokerCommand::Release { shard, id } => {
+                self.interest.release(id, shard, now_ms);
+                if !self.interest.has_shards(id) {
+                    self.chains.forget(id);
+                }
+            }
+            BrokerCommand::Chain { id } => {
+                if self.interest.has_shards(id) {
+                    self.chains.begin(id);
+                }
+            }
             BrokerCommand::Publish { shard, request, publish } => {
                 let asked = Asked { shard, request };
                 self.publish(Some(asked), *publish);
@@ -172,6 +188,7 @@ impl Core {
             }
             BrokerCommand::Forget { shard } => {
                 self.interest.forget_shard(shard, now_ms);
+                self.chains.retain(|id| self.interest.has_shards(id));
                 self.doors[shard].push(ShardEvent::Link(self.told));
             }
             BrokerCommand::Stop => {}
@@ -228,7 +245,9 @@ impl Core {
         self.node.metrics.broker.publications.add(1);
         let Some(target) = self.interest.target(channel) else { return };
         let (id, shards): (ChannelId, _) = (target.id, target.shards);
-        let publication = Arc::new(Publication::at(target.channel.clone(), body, position));
+        let mut publication = Publication::at(target.channel.clone(), body, position);
+        self.chains.link(id, &mut publication);
+        let publication = Arc::new(publication);
         for shard in shards.iter() {
             let event = ShardEvent::Publication { channel: id, publication: publication.clone() };
             if !self.doors[shard].try_push(id, event) {
@@ -395,6 +414,8 @@ impl Core {
         }
         self.memory.on_tick(now_ms);
         let broker = &self.node.metrics.broker;
+        broker.chain_bytes.set(self.chains.bytes() as u64);
+        broker.chains_refused.set(self.chains.n_refused());
         broker.history_streams.set(self.memory.n_streams() as u64);
         broker.history_bytes.set(self.memory.bytes() as u64);
         broker.idempotency_keys.set(self.memory.n_keys() as u64);

@@ -72,6 +72,8 @@ pub struct Namespace {
     /// Publications; 0: no history. Then `history_ttl` is zero too.
     pub history_size: usize,
     pub history_ttl: Duration,
+    /// Subscribers may ask for patches.
+    pub delta: bool,
 }
 
 /// How much of a channel's stream is kept.
@@ -102,6 +104,7 @@ impl Default for Namespace {
             gap: Gap::Count,
             history_size: 0,
             history_ttl: Duration::ZERO,
+            delta: false,
         }
     }
 }

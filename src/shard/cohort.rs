@@ -1,9 +1,10 @@
-//! Cohorts: the sessions of a shard with one wire format and one set of channels.
+//! Cohorts: the sessions of a shard with one wire format and one set of subscriptions.
 //!
-//! Owned by the shard's hub; sans-I/O. A cohort is found by the hash of its set, which is the
-//! xor of its channels' random keys, so that adding or taking one channel costs one xor; the
-//! set itself is compared before it is believed.
+//! Owned by the shard's hub; sans-I/O. A subscription is a channel and a [`Variant`]. A cohort is
+//! found by the hash of its set, which is the xor of its subscriptions' random keys, so that adding
+//! or taking one costs one xor; the set itself is compared before it is believed.
 //!
+//! **Invariant:** a cohort has a channel in one variant only.
 //! **Invariant:** `channels[slot].cohorts[ref.at]` and `cohort.channels[at]` point at each other.
 //! **Invariant:** a cohort has a member, except between its making and the join that follows,
 //! and except the two empty sets, which are kept.
@@ -28,17 +29,47 @@ const TRIM_BYTES_PER_MEMBER: usize = 64;
 const KEEP_BUFFER_MEMBERS_MIN: usize = 32;
 const KEEP_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
+/// In which form a subscriber gets a channel's publications.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Variant {
+    /// As they are.
+    #[default]
+    Plain,
+    /// With delta, and without a base: the next one as a whole; then it is [`Variant::Delta`].
+    Fresh,
+    /// As patches against what the channel's subscribers on this shard got last.
+    Delta,
+}
+
+impl Variant {
+    /// What a channel's key becomes.
+    fn key(self, key: u64) -> u64 {
+        key.rotate_left(21 * self as u32)
+    }
+}
+
 /// One cohort's place in a channel's list.
 #[derive(Clone, Copy)]
 pub struct CohortRef {
     pub cohort: u32,
+    pub variant: Variant,
 }
+
+/// A channel in one variant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Subscription {
+    slot: u32,
+    variant: Variant,
+}
+
+type Set = SmallVec<[Subscription; 8]>;
 
 /// One channel of a cohort, and where the cohort stands in that channel's list.
 #[derive(Clone, Copy)]
 pub struct ChannelRef {
     pub slot: u32,
     at: u32,
+    variant: Variant,
 }
 
 /// See the module.
@@ -73,8 +104,16 @@ impl Cohort {
         }
     }
 
-    pub fn has(&self, slot: u32) -> bool {
-        self.channels.binary_search_by_key(&slot, |channel| channel.slot).is_ok()
+    /// The variant in which it has a channel.
+    pub fn variant(&self, slot: u32) -> Option<Variant> {
+        let found = self.channels.binary_search_by_key(&slot, |channel| channel.slot);
+        found.ok().map(|at| self.channels[at].variant)
+    }
+
+    fn set(&self) -> impl Iterator<Item = Subscription> {
+        self.channels
+            .iter()
+            .map(|ChannelRef { slot, variant, .. }| Subscription { slot: *slot, variant: *variant })
     }
 
     /// A member's position reached the end: the last one frees the log.
@@ -95,10 +134,8 @@ impl Cohort {
             .max(2 * self.log.bytes());
     }
 
-    fn is_set(&self, format: Format, mut slots: impl ExactSizeIterator<Item = u32>) -> bool {
-        self.format == format
-            && self.channels.len() == slots.len()
-            && self.channels.iter().all(|channel| slots.next() == Some(channel.slot))
+    fn is_set(&self, format: Format, set: &[Subscription]) -> bool {
+        self.format == format && self.set().eq(set.iter().copied())
     }
 }
 
@@ -119,45 +156,41 @@ impl Cohorts {
         self.find_or_make(format, format_key(format), &[])
     }
 
-    /// The cohort with the set of `cohort` and `slot`.
-    pub fn with(&mut self, cohort: u32, slot: u32) -> u32 {
+    /// The cohort with the set of `cohort`, and `slot` in a variant.
+    pub fn with(&mut self, cohort: u32, slot: u32, variant: Variant) -> u32 {
         let from = &self.cohorts[cohort as usize];
-        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
-        let mut slots: SmallVec<[u32; 8]> =
-            from.channels.iter().map(|channel| channel.slot).collect();
-        let at = slots.partition_point(|other| *other < slot);
-        slots.insert(at, slot);
-        self.find_or_make(format, set_hash, &slots)
+        let key = self.channels[slot as usize].key;
+        let before = from.variant(slot).map_or(0, |before| before.key(key));
+        let (format, set_hash) = (from.format, from.set_hash ^ before ^ variant.key(key));
+        let mut set: Set = from.set().filter(|other| other.slot != slot).collect();
+        let at = set.partition_point(|other| other.slot < slot);
+        set.insert(at, Subscription { slot, variant });
+        self.find_or_make(format, set_hash, &set)
     }
 
     /// The cohort with the set of `cohort` but `slot`.
     pub fn without(&mut self, cohort: u32, slot: u32) -> u32 {
         let from = &self.cohorts[cohort as usize];
-        let (format, set_hash) = (from.format, from.set_hash ^ self.channels[slot as usize].key);
-        let slots: SmallVec<[u32; 8]> = from
-            .channels
-            .iter()
-            .map(|channel| channel.slot)
-            .filter(|other| *other != slot)
-            .collect();
-        self.find_or_make(format, set_hash, &slots)
+        let key = self.channels[slot as usize].key;
+        let before = from.variant(slot).map_or(0, |before| before.key(key));
+        let (format, set_hash) = (from.format, from.set_hash ^ before);
+        let set: Set = from.set().filter(|other| other.slot != slot).collect();
+        self.find_or_make(format, set_hash, &set)
     }
 
-    fn find_or_make(&mut self, format: Format, set_hash: u64, slots: &[u32]) -> u32 {
+    fn find_or_make(&mut self, format: Format, set_hash: u64, set: &[Subscription]) -> u32 {
         let found = self.by_set.get(&set_hash).and_then(|candidates| {
-            let is_it =
-                |idx: &&u32| self.cohorts[**idx as usize].is_set(format, slots.iter().copied());
-            candidates.iter().find(is_it)
+            candidates.iter().find(|idx| self.cohorts[**idx as usize].is_set(format, set))
         });
         if let Some(idx) = found {
             return *idx;
         }
         let mut cohort = Cohort::new(format, set_hash);
         let idx = self.cohorts.vacant_key() as u32;
-        for slot in slots {
-            let list = &mut self.channels[*slot as usize].cohorts;
-            cohort.channels.push(ChannelRef { slot: *slot, at: list.len() as u32 });
-            list.push(CohortRef { cohort: idx });
+        for Subscription { slot, variant } in set.iter().copied() {
+            let list = &mut self.channels[slot as usize].cohorts;
+            cohort.channels.push(ChannelRef { slot, at: list.len() as u32, variant });
+            list.push(CohortRef { cohort: idx, variant });
         }
         self.cohorts.insert(cohort);
         self.by_set.entry(set_hash).or_default().push(idx);
@@ -178,7 +211,7 @@ impl Cohorts {
         if candidates.is_empty() {
             self.by_set.remove(&cohort.set_hash);
         }
-        for ChannelRef { slot, at } in cohort.channels {
+        for ChannelRef { slot, at, .. } in cohort.channels {
             let list = &mut self.channels[slot as usize].cohorts;
             list.swap_remove(at as usize);
             if let Some(moved) = list.get(at as usize) {
@@ -197,6 +230,8 @@ impl Cohorts {
             self.channels.push(ChannelSlot {
                 generation: 0,
                 key: 0,
+                last_serial: 0,
+                is_chained: false,
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -206,6 +241,8 @@ impl Cohorts {
         self.channels[at] = ChannelSlot {
             generation: id.generation,
             key,
+            last_serial: 0,
+            is_chained: false,
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -252,10 +289,11 @@ mod tests {
                 prop_assert!(!cohort.members.is_empty() || cohort.channels.is_empty());
                 prop_assert!(cohort.channels.is_sorted_by(|a, b| a.slot < b.slot));
                 let mut set_hash = format_key(cohort.format);
-                for ChannelRef { slot, at } in &cohort.channels {
+                for ChannelRef { slot, at, variant } in &cohort.channels {
                     let entry = &self.channels[*slot as usize];
                     prop_assert_eq!(entry.cohorts[*at as usize].cohort, idx);
-                    set_hash ^= entry.key;
+                    prop_assert_eq!(entry.cohorts[*at as usize].variant, *variant);
+                    set_hash ^= variant.key(entry.key);
                 }
                 prop_assert_eq!(cohort.set_hash, set_hash);
                 prop_assert!(self.by_set[&set_hash].contains(&idx));
@@ -282,16 +320,20 @@ mod tests {
             cohorts.channels[slot as usize].key = 0;
         }
         let empty = cohorts.empty_set(Format::Raw);
-        let one = cohorts.with(empty, 1);
-        let two = cohorts.with(empty, 2);
-        let both = cohorts.with(one, 2);
-        let all = cohorts.with(both, 0);
+        let one = cohorts.with(empty, 1, Variant::Plain);
+        let fresh = cohorts.with(empty, 1, Variant::Fresh);
+        let two = cohorts.with(empty, 2, Variant::Plain);
+        let both = cohorts.with(one, 2, Variant::Plain);
+        let all = cohorts.with(both, 0, Variant::Plain);
         let other_format = cohorts.empty_set(Format::Json);
-        let mut different = vec![empty, one, two, both, all, other_format];
+        let mut different = vec![empty, one, fresh, two, both, all, other_format];
         different.sort_unstable();
         different.dedup();
-        assert_eq!(different.len(), 6);
-        assert_eq!(cohorts.with(two, 1), both, "whatever the order");
+        assert_eq!(different.len(), 7);
+        assert_eq!(cohorts.with(two, 1, Variant::Plain), both, "whatever the order");
+        assert_eq!(cohorts.with(one, 1, Variant::Fresh), fresh, "it changes its variant");
+        assert_eq!(cohorts.with(fresh, 1, Variant::Plain), one);
+        assert_eq!(cohorts.without(fresh, 1), empty);
         assert_eq!(cohorts.without(all, 0), both);
         assert_eq!(cohorts.without(one, 1), empty);
     }
@@ -303,7 +345,7 @@ mod tests {
         cohorts.open_channel(id, Arc::new(Channel::new("any")));
         let sets = [Format::Json, Format::Raw].map(|format| {
             let empty = cohorts.empty_set(format);
-            cohorts.with(empty, 3)
+            cohorts.with(empty, 3, Variant::Plain)
         });
         cohorts.close_if_unused(3);
         assert!(cohorts.emptied.is_empty() && cohorts.is_open(3));

@@ -3,15 +3,15 @@
 //! Runs on the shard thread inside one borrow of the state. What the broker has to confirm first
 //! is in `waiting`.
 
-use super::hub::SessionId;
+use super::hub::{SessionId, Variant};
 use super::session::Kind;
 use super::state::State;
-use super::waiting::{Asked, Errand};
+use super::waiting::{self, Asked, Errand};
 use crate::auth::{Action, Denial};
 use crate::broker::{HistoryAsk, Order, Publish};
 use crate::channel;
 use crate::position::{Epoch, Position};
-use crate::protocol::command::{Command, History, Kind as Ask, Subscribe};
+use crate::protocol::command::{Command, Delta, History, Kind as Ask, Subscribe};
 use crate::protocol::{
     Disconnect, EmptyReply, ReplyError, SubscribeResult, put_empty, put_error, put_subscribe,
 };
@@ -53,13 +53,14 @@ impl State {
             (Kind::Fresh, _) | (_, Ask::Connect(_)) => Err(Disconnect::BAD_REQUEST),
             (_, Ask::Subscribe(subscribe)) => {
                 match self.on_subscribe(id, asked, &subscribe) {
-                    Ok(true) => {
+                    Ok(Some(variant)) => {
                         let session = self.session(id);
                         let ttl = session.and_then(|it| it.subscription_ttl(&subscribe.channel));
-                        let result = SubscribeResult { ttl, ..SubscribeResult::default() };
+                        let delta = variant != Variant::Plain;
+                        let result = SubscribeResult { ttl, delta, ..SubscribeResult::default() };
                         line(out, |out| put_subscribe(out, asked, &result));
                     }
-                    Ok(false) => {}
+                    Ok(None) => {}
                     Err(Denial::Error(error)) => line(out, |out| put_error(out, asked, &error)),
                     Err(Denial::Close(disconnect)) => return Err(disconnect),
                     Err(Denial::Unsubscribe(_)) => return Err(Disconnect::INVALID_TOKEN),
@@ -101,31 +102,47 @@ impl State {
         }
     }
 
-    /// `Ok(false)`: answered once the broker has confirmed. Checks stand in the protocol's order
+    /// How it is subscribed; `None`: answered once the broker has confirmed. Checks stand in the protocol's order
     /// (client protocol, 11).
     fn on_subscribe(
         &mut self,
         id: SessionId,
         asked: u32,
         subscribe: &Subscribe<'_>,
-    ) -> Result<bool, Denial> {
+    ) -> Result<Option<Variant>, Denial> {
         let config = &self.node.config;
         let name = &*subscribe.channel;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
         let channels_max = config.channels_max;
+        // Which publication would be the one before, differs by what each subscriber's filter lets
+        // through.
+        if subscribe.delta != Delta::Off && subscribe.tags_filter.is_some() {
+            return Err(ReplyError::BAD_REQUEST.into());
+        }
         self.check_waiting(id, name)?;
         let n_pending = self.session(id).map_or(0, |session| usize::from(session.n_pending));
         if self.hub.n_channels_of(id) + n_pending >= channels_max {
             return Err(ReplyError::LIMIT_EXCEEDED.into());
         }
         self.authorize(id, subscribe)?;
-        let wanted = self.want(id, name, Asked::Subscribe(asked));
+        let variant = self.variant(subscribe);
+        let ask = waiting::Ask { command: asked, variant };
+        let wanted = self.want(id, name, Asked::Subscribe(ask));
         if wanted.is_err()
             && let Some(session) = self.session(id)
         {
             session.forget_token(name);
         }
-        Ok(wanted?)
+        Ok(wanted?.then_some(variant))
+    }
+
+    /// A wish for delta that the namespace doesn't grant is ignored: the reply says so.
+    fn variant(&self, subscribe: &Subscribe<'_>) -> Variant {
+        let namespace = self.auth.namespaces().of(&subscribe.channel);
+        match subscribe.delta {
+            Delta::Fossil if namespace.is_some_and(|namespace| namespace.delta) => Variant::Fresh,
+            _ => Variant::Plain,
+        }
     }
 
     fn on_unsubscribe(

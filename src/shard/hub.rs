@@ -3,7 +3,7 @@
 //! Owned by one shard thread, reached only through its state. Sans-I/O: the write function is
 //! handed in, so the whole fan-out runs in tests without a socket.
 //!
-//! Sessions with the same wire format and the same set of channels form a *cohort*. A
+//! Sessions with the same wire format and the same set of subscriptions form a *cohort*. A
 //! publication is copied once into the log of each cohort that has its channel; a session holds
 //! a position in its cohort's log, so what it hasn't got is one slice. The cost of a publication
 //! is cohorts, not subscribers; per subscriber it costs one bit in the dirty set, and that only
@@ -11,19 +11,24 @@
 //! What is one session's alone (replies, what was pending when it changed cohorts) goes to its
 //! own outbox, which is always written first.
 //!
+//! Who has just subscribed with delta gets the next publication as a whole, and moves to the cohort
+//! of those who get patches behind it: that once a session is copied what is pending for it.
+//!
 //! **Invariant:** a session is in exactly one cohort; its position is within the cohort's log.
 //! **Invariant:** a channel is open here while it has a cohort.
 //! **Invariant:** bytes reach a socket as whole frames in order: a frame that was written in
 //! part goes to the own outbox before anything else may.
+//! **Invariant:** all who get a channel's patches got its publication `last_serial` last.
 //! Deliberately absent: channel names, clocks, log lines, atomics.
 
 use std::sync::Arc;
 
+pub use super::cohort::Variant;
 use super::cohort::{Cohort, CohortRef, Cohorts};
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
-use crate::publication::{Format, Publication};
+use crate::publication::{Format, Patches, Publication};
 
 /// A session of this shard: index and generation. A stale id matches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -80,6 +85,8 @@ pub struct Totals {
     pub dropped_frames: u64,
     /// Publications a format couldn't carry, one per cohort.
     pub skipped: u64,
+    /// Patches that were made here.
+    pub patches: Patches,
 }
 
 const TAKEN: u8 = 1;
@@ -133,6 +140,10 @@ impl Seat {
 pub(super) struct ChannelSlot {
     pub generation: u32,
     pub key: u64,
+    /// Of the last publication that went to subscribers with delta.
+    pub last_serial: u64,
+    /// The broker knows that there are such.
+    pub is_chained: bool,
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
 }
@@ -170,17 +181,27 @@ impl Hub {
     pub fn publish(&mut self, id: ChannelId, publication: &Publication) -> usize {
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let Some(slot) =
-            channels.get(id.slot as usize).filter(|slot| slot.generation == id.generation)
+            channels.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)
         else {
             return 0;
         };
-        let mut queued_bytes = 0;
+        let follows = publication.follows(slot.last_serial);
+        let (mut has_fresh, mut queued_bytes) = (false, 0);
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
-            let Some(frame) = publication.frame(cohort.format) else {
+            let frame = match cohort_ref.variant {
+                Variant::Plain => publication.frame(cohort.format),
+                Variant::Delta if follows => publication.patch_frame(&mut self.totals.patches),
+                Variant::Fresh | Variant::Delta => publication.whole_frame(),
+            };
+            let Some(frame) = frame else {
                 self.totals.skipped += 1;
                 continue;
             };
+            if cohort_ref.variant != Variant::Plain {
+                slot.last_serial = publication.serial();
+                has_fresh |= cohort_ref.variant == Variant::Fresh;
+            }
             cohort.log.push(frame);
             cohort.last_frame_bytes = frame.len();
             cohort.n_behind = cohort.members.len();
@@ -198,7 +219,27 @@ impl Hub {
                 cohort.trim(oldest.expect("invariant: a cohort has members"));
             }
         }
+        if has_fresh {
+            self.end_fresh(id.slot);
+        }
         queued_bytes
+    }
+
+    /// Who was without a base has one now.
+    #[cold]
+    fn end_fresh(&mut self, slot: u32) {
+        let list = &self.cohorts.channels[slot as usize].cohorts;
+        let fresh: Vec<u32> = list
+            .iter()
+            .filter(|cohort_ref| cohort_ref.variant == Variant::Fresh)
+            .map(|cohort_ref| cohort_ref.cohort)
+            .collect();
+        for cohort in fresh {
+            let twin = self.cohorts.with(cohort, slot, Variant::Delta);
+            for idx in self.cohorts.cohorts[cohort as usize].members.clone() {
+                self.move_to(idx, twin);
+            }
+        }
     }
 
     /// The first session in `from..to` that has something to write.
@@ -448,13 +489,25 @@ impl Hub {
         self.cohorts.close_if_unused(slot);
     }
 
+    /// The channel at a slot if it has to be chained; once.
+    pub fn to_be_chained(&mut self, slot: u32) -> Option<ChannelId> {
+        let entry = self.cohorts.channels.get_mut(slot as usize)?;
+        let is_new = !std::mem::replace(&mut entry.is_chained, true);
+        is_new.then_some(ChannelId { slot, generation: entry.generation })
+    }
+
     /// Subscribes. False: it was subscribed already, the session is gone or closing, or the
     /// channel isn't open (its last subscriber may have left since the slot was looked up).
     pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
+        self.subscribe_as(id, slot, Variant::Plain)
+    }
+
+    /// Subscribes in a variant; without a base that is [`Variant::Fresh`].
+    pub fn subscribe_as(&mut self, id: SessionId, slot: u32, variant: Variant) -> bool {
         if self.is_closing(id) || self.is_subscribed(id, slot) || !self.cohorts.is_open(slot) {
             return false;
         }
-        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
+        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot, variant);
         self.move_to(id.idx, cohort);
         true
     }
@@ -470,7 +523,7 @@ impl Hub {
     }
 
     pub fn is_subscribed(&self, id: SessionId, slot: u32) -> bool {
-        self.seat(id).is_some() && self.cohort_of(id.idx).has(slot)
+        self.seat(id).is_some() && self.cohort_of(id.idx).variant(slot).is_some()
     }
 
     /// How many channels the session is subscribed to.

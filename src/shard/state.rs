@@ -22,6 +22,7 @@ use crate::metrics::ShardMetrics;
 use crate::node::Node;
 use crate::position::Position;
 use crate::protocol::{Disconnect, ReplyError};
+use crate::publication::Patches;
 
 /// A closing handshake may take this long, milliseconds.
 pub(super) const LINGER_MS: u64 = 3_000;
@@ -78,6 +79,11 @@ fn totals_of(metrics: &ShardMetrics) -> Totals {
         sent_bytes: metrics.sent_bytes.get(),
         dropped_frames: metrics.drops_slow_consumer.get(),
         skipped: metrics.drops_not_utf8.get(),
+        patches: Patches {
+            n: metrics.patches.get(),
+            bytes: metrics.patch_bytes.get(),
+            full_bytes: metrics.patched_bytes.get(),
+        },
     }
 }
 
@@ -284,6 +290,9 @@ impl State {
         metrics.sent_bytes.set(totals.sent_bytes);
         metrics.drops_slow_consumer.set(totals.dropped_frames);
         metrics.drops_not_utf8.set(totals.skipped);
+        metrics.patches.set(totals.patches.n);
+        metrics.patch_bytes.set(totals.patches.bytes);
+        metrics.patched_bytes.set(totals.patches.full_bytes);
         metrics.outbox_bytes.set(self.hub.outbox_bytes() as u64);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::LinkState;
 use super::commands::line;
-use super::hub::{Queued, SessionId};
+use super::hub::{Queued, SessionId, Variant};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
 use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish};
 use crate::channel::{Channel, ChannelId};
@@ -65,9 +65,25 @@ pub type Waiters = HashMap<SessionId, SmallVec<[Asked; 1]>>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    Subscribe(u32),
+    Subscribe(Ask),
     Unsubscribe(u32),
     Join,
+}
+
+/// A subscribe command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub command: u32,
+    pub variant: Variant,
+}
+
+impl Asked {
+    fn variant(self) -> Variant {
+        match self {
+            Self::Subscribe(ask) => ask.variant,
+            Self::Unsubscribe(_) | Self::Join => Variant::Plain,
+        }
+    }
 }
 
 /// Only the last wish takes effect: carrying out an unsubscribe on the way would close the
@@ -96,7 +112,8 @@ impl State {
             // Live here, but the link is down: what it would miss nobody could tell.
             Some(Local::Live(_)) if self.link == LinkState::Down => Err(ReplyError::INTERNAL),
             Some(Local::Live(slot)) => {
-                self.hub.subscribe(id, *slot);
+                let slot = *slot;
+                self.join(id, slot, asked.variant());
                 Ok(true)
             }
             Some(Local::Pending(waiters)) => {
@@ -125,6 +142,16 @@ impl State {
                 self.add_pending(id);
                 Ok(false)
             }
+        }
+    }
+
+    /// Subscribes to a channel that is live here.
+    fn join(&mut self, id: SessionId, slot: u32, variant: Variant) {
+        self.hub.subscribe_as(id, slot, variant);
+        if variant != Variant::Plain
+            && let Some(id) = self.hub.to_be_chained(slot)
+        {
+            self.commands.push(BrokerCommand::Chain { id });
         }
     }
 
@@ -281,8 +308,9 @@ impl State {
         if let Some(Local::Pending(waiters)) = local {
             // All join before any is answered: an answer may close its session, and if that one
             // were the only subscriber yet, the channel would go away under those who wait.
-            for (session, _) in waiters.iter().filter(|(_, asked)| is_wanted(asked)) {
-                self.hub.subscribe(*session, id.slot);
+            for (session, asked) in waiters.iter().filter(|(_, asked)| is_wanted(asked)) {
+                let variant = asked.last().map_or_else(Variant::default, |asked| asked.variant());
+                self.join(*session, id.slot, variant);
             }
             for (session, asked) in waiters {
                 self.settle(session, &channel.name, asked, Some(id.slot));
@@ -317,11 +345,12 @@ impl State {
         let mut out = Vec::new();
         for asked in asked {
             match asked {
-                Asked::Subscribe(command) if slot.is_some() => {
-                    let result = SubscribeResult { ttl, ..SubscribeResult::default() };
+                Asked::Subscribe(Ask { command, variant }) if slot.is_some() => {
+                    let delta = variant != Variant::Plain;
+                    let result = SubscribeResult { ttl, delta, ..SubscribeResult::default() };
                     line(&mut out, |out| put_subscribe(out, command, &result));
                 }
-                Asked::Subscribe(command) => {
+                Asked::Subscribe(Ask { command, .. }) => {
                     line(&mut out, |out| put_error(out, command, &ReplyError::INTERNAL));
                 }
                 Asked::Unsubscribe(command) => {

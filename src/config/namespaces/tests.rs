@@ -87,7 +87,7 @@ fn every_key_is_read() {
         join_leave = "off"
         max_rate = "off"
         write_delay = 0
-        delta = false
+        delta = true
         tags_filter = false
         "#,
     );
@@ -100,6 +100,7 @@ fn every_key_is_read() {
         gap: Gap::Resubscribe,
         history_size: 100,
         history_ttl: Duration::from_secs(60),
+        delta: true,
     };
     assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
     assert_eq!(Namespace::default().keep(), None);
@@ -138,7 +139,6 @@ fn values_of_later_versions_are_refused_as_such() {
         "slow_consumer = \"conflate\"",
         "max_rate = 5",
         "write_delay = \"50ms\"",
-        "delta = true",
         "tags_filter = true",
     ] {
         let expected = format!("2: namespaces.a.{entry} is not available in this version");
@@ -213,7 +213,8 @@ fn history_needs_a_size_and_a_time() {
 
 #[test]
 fn all_mistakes_are_told_in_the_order_of_their_lines() {
-    let text = "[namespaces.b]\ngap = 1\n[namespaces.a]\nrecovery = \"x\"\ndelta = true\n[x]\n";
+    let text =
+        "[namespaces.b]\ngap = 1\n[namespaces.a]\nrecovery = \"x\"\ntags_filter = true\n[x]\n";
     let lines: Vec<String> = mistakes(text).lines().map(|line| line[..2].to_owned()).collect();
     assert_eq!(lines, ["2:", "4:", "5:", "6:"]);
 }

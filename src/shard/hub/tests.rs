@@ -8,6 +8,7 @@ use crate::frame::{Opcode, put_frame};
 use crate::publication::Body;
 use model::Checked;
 
+mod delta;
 mod model;
 mod ops;
 mod random;

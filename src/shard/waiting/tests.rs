@@ -23,6 +23,8 @@ fn session(state: &mut State) -> SessionId {
     id
 }
 
+const ASK: Ask = Ask { command: 1, variant: Variant::Plain };
+
 #[test]
 fn an_answer_that_closes_its_session_leaves_the_channel_to_those_who_wait() {
     let mut state = state();
@@ -30,7 +32,7 @@ fn an_answer_that_closes_its_session_leaves_the_channel_to_those_who_wait() {
     let ids: Vec<SessionId> = (0..50).map(|_| session(&mut state)).collect();
     let (stays, ends) = ids.split_last().unwrap();
     for id in &ids {
-        assert_eq!(state.want(*id, "a", Asked::Subscribe(1)), Ok(false));
+        assert_eq!(state.want(*id, "a", Asked::Subscribe(ASK)), Ok(false));
     }
     ends.iter().for_each(|id| state.end(*id, Disconnect::BAD_REQUEST));
     state.commands.clear();
