@@ -42,6 +42,11 @@ pub fn create(base: &str, target: &str) -> String {
     patch.finish()
 }
 
+/// The same, if it is shorter than the target.
+pub fn create_shorter(base: &str, target: &str) -> Option<String> {
+    Some(create(base, target)).filter(|patch| patch.len() < target.len())
+}
+
 /// Why a patch can't be applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BadPatch {

@@ -168,7 +168,6 @@ pub struct BrokerMetrics {
     pub history_reads_shared: Count,
     /// Streams in Redis that were found damaged: each started a new epoch.
     pub history_resets: Count,
-    /// Payloads kept to be patched against, and those that there was no room for.
     pub chain_bytes: Count,
     pub chains_refused: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
@@ -390,11 +389,7 @@ impl Page {
                 "Streams in Redis that were found damaged and started anew.",
                 &broker.history_resets,
             ),
-            (
-                "chains_refused",
-                "Payloads not kept for the next one's patch, for want of room.",
-                &broker.chains_refused,
-            ),
+            ("chains_refused", "Payloads not kept, for want of room.", &broker.chains_refused),
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),

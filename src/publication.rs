@@ -170,10 +170,7 @@ impl Publication {
         let patch = self.patch.get_or_init(|| {
             let base = self.link.base.as_ref()?.payload.json_text()?;
             let text = self.payload.json_text()?;
-            let patch = fossil::create(base, text);
-            if patch.len() >= text.len() {
-                return None;
-            }
+            let patch = fossil::create_shorter(base, text)?;
             patches.n += 1;
             patches.bytes += patch.len() as u64;
             patches.full_bytes += text.len() as u64;
