@@ -185,13 +185,15 @@ impl Hub {
         else {
             return 0;
         };
-        let follows = publication.follows(slot.last_serial);
+        let last_serial = slot.last_serial;
         let (mut has_fresh, mut queued_bytes) = (false, 0);
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
             let frame = match cohort_ref.variant {
                 Variant::Plain => publication.frame(cohort.format),
-                Variant::Delta if follows => publication.patch_frame(&mut self.totals.patches),
+                Variant::Delta if publication.follows(last_serial) => {
+                    publication.patch_frame(&mut self.totals.patches)
+                }
                 Variant::Fresh | Variant::Delta => publication.whole_frame(),
             };
             let Some(frame) = frame else {
