@@ -15,6 +15,11 @@ use ahash::HashMap;
 use crate::position::Position;
 use crate::publication::{Body, Publication};
 
+/// Payload of the newest publications of channels with `recovery = "cache"`.
+pub const BYTES_MAX: usize = 256 << 20;
+/// How often those of channels that are gone are looked for, milliseconds.
+pub const SWEEP_MS: u64 = 10_000;
+
 /// See the module.
 pub struct Newest {
     by_name: HashMap<Box<str>, Option<Arc<Publication>>>,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::hub::SessionId;
+use super::hub::{SessionId, Variant};
 use super::pace::Paced;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
@@ -201,6 +201,9 @@ impl State {
         ask: Ask,
         mut welcome: Welcome,
     ) -> Result<Welcome, ReplyError> {
+        if ask.variant != Variant::Plain {
+            welcome.missed = std::mem::take(&mut welcome.missed).patched();
+        }
         let room = self.room(id);
         let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
         welcome.fit_into(room, top);
@@ -212,7 +215,7 @@ impl State {
         if ask.or_nothing && welcome.was_recovering && !welcome.recovered {
             return Err(ReplyError::UNRECOVERABLE_POSITION);
         }
-        self.hub.subscribe(id, slot);
+        self.subscribe(id, slot, ask.variant);
         Ok(welcome)
     }
 
