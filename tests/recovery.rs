@@ -178,3 +178,61 @@ fn a_stream_that_begins_anew_is_told_to_all() {
     let reply = subscribed(&mut cf, recover("r:a", &top));
     assert_eq!((&reply["recovered"], &reply["epoch"]), (&Value::Null, &json!(new.epoch)));
 }
+
+#[test]
+fn all_that_is_kept_is_recovered_and_not_one_more() {
+    on_both(|place| {
+        let top = publish_each(&place.a, "long:a", 1..=320);
+        // A page is at most 300.
+        for (n_missed, is_recovered) in [(299, true), (300, true), (301, false), (320, false)] {
+            let mut cf = Cf::connect(place.b());
+            let at = At { offset: 320 - n_missed, ..top.clone() };
+            let reply = subscribed(&mut cf, recover("long:a", &at));
+            assert_eq!(reply["recovered"] == true, is_recovered, "{n_missed}");
+            if is_recovered {
+                assert_eq!(offsets(&reply), (at.offset + 1..=320).collect::<Vec<u64>>());
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_too_much_at_once_is_lost_once_and_cuts_nobody() {
+    on_both(|place| {
+        let large = "x".repeat(20_000);
+        let channels: Vec<String> = (0..5).map(|n| format!("long:{n}")).collect();
+        let tops: Vec<At> = channels
+            .iter()
+            .map(|channel| publish_each(&place.a, channel, vec![large.clone(); 40]))
+            .collect();
+        let values: Vec<String> = (0..30).map(|n| format!("c:{n}")).collect();
+        for channel in &values {
+            publish(&place.a, channel, "x".repeat(60_000));
+        }
+        // Known to the shard that it comes to, so that all is answered in one frame.
+        let mut early = Cf::connect(&place.a);
+        values.iter().for_each(|channel| early.subscribe(channel));
+        let mut cf = Cf::connect(&place.a);
+        // Each of them alone fits into half an outbox of 1 MiB.
+        let commands = channels
+            .iter()
+            .zip(&tops)
+            .map(|(channel, top)| recover(channel, &At { offset: 20, ..top.clone() }));
+        let commands = commands.chain(values.iter().map(|channel| subscribe(channel))).collect();
+        let ids = cf.send(commands);
+        let recovered = |id: &u32| {
+            let reply = cf.reply(*id, SOON).expect("answered");
+            assert!(reply["subscribe"].is_object(), "{:.200}", reply.to_string());
+            reply["subscribe"]["recovered"] == true
+        };
+        let recovered: Vec<bool> = ids.iter().map(recovered).collect();
+        // Values in one frame of answers: 8 of them are half an outbox.
+        let n_shown = recovered[channels.len()..].iter().filter(|is_shown| **is_shown).count();
+        assert!((1..=8).contains(&n_shown), "{n_shown}");
+        for channel in &channels {
+            publish(&place.a, channel, 7);
+            assert_eq!(cf.next_pub(SOON).expect("still there").data, "7");
+        }
+        assert!(!cf.raw.is_closed());
+    });
+}

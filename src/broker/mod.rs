@@ -38,7 +38,7 @@ use crate::publication::Body;
 use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
-pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Order, Stored};
+pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
 pub use redis::PUBLISH_SCRIPT;
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one

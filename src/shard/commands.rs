@@ -6,8 +6,8 @@
 use super::hub::SessionId;
 use super::session::Kind;
 use super::state::State;
-use super::stream::Welcome;
 use super::waiting::{self, Asked, Errand};
+use super::welcome::Welcome;
 use crate::auth::{Action, Denial};
 use crate::broker::{HistoryAsk, Order, Publish};
 use crate::channel;
@@ -51,7 +51,10 @@ impl State {
             (Kind::Fresh, Ask::Connect(connect)) => self.on_connect(id, asked, &connect, out),
             (Kind::Fresh, _) | (_, Ask::Connect(_)) => Err(Disconnect::BAD_REQUEST),
             (_, Ask::Subscribe(subscribe)) => {
-                match self.on_subscribe(id, asked, &subscribe) {
+                self.answer_bytes = out.len();
+                let welcome = self.on_subscribe(id, asked, &subscribe);
+                self.answer_bytes = 0;
+                match welcome {
                     Ok(Some(welcome)) => {
                         self.put_welcome(id, &subscribe.channel, asked, &welcome, out);
                     }

@@ -27,6 +27,7 @@ mod state;
 mod stream;
 mod timers;
 mod waiting;
+mod welcome;
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};

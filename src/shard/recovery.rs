@@ -13,8 +13,9 @@ use smallvec::SmallVec;
 use super::hub::SessionId;
 use super::pace::Paced;
 use super::state::{Request, State};
-use super::stream::{Bounds, Entry, Next, ReadKey, Stream, Welcome};
+use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
 use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
+use super::welcome::Welcome;
 use crate::broker::HistoryPage;
 use crate::channel::ChannelId;
 use crate::config::SlowConsumer;
@@ -23,10 +24,6 @@ use crate::position::Position;
 use crate::protocol::ReplyError;
 use crate::publication::{Format, Publication};
 
-/// A stream of which nothing was heard for so long is looked up, milliseconds; at most a quarter more.
-const QUIET_MS: u64 = 40_000;
-/// What was seen to be ahead of delivery is looked up again after this, milliseconds.
-const AGAIN_MS: u64 = 2_000;
 /// All streams are gone through in so many ticks.
 const TICKS_PER_ROUND: usize = 100;
 /// Look-ups on their way.
@@ -93,11 +90,20 @@ impl State {
             Next::Follows => {}
             Next::Repeats => {
                 self.node.metrics.shards[self.idx].repeated.add(1);
+                if let Some(stream) = self.stream_of(id) {
+                    stream.on_repeated();
+                }
                 return 0;
             }
             Next::Breaks => {
                 self.node.metrics.shards[self.idx].gaps_offset.add(1);
+                let is_positioned = stream.is_positioned();
                 self.on_gap(super::Gapped::Channel(id));
+                // Nobody is left to deliver it to. Where the stream stands is to be read: a forged
+                // offset, believed, would make repeats of all that come after it.
+                if is_positioned {
+                    return 0;
+                }
             }
         }
         let now_ms = self.now_ms;
@@ -141,7 +147,15 @@ impl State {
     pub fn lose_position(&mut self, id: ChannelId) -> bool {
         let Some(stream) = self.stream_of(id) else { return false };
         stream.on_gap();
-        stream.is_positioned()
+        let is_positioned = stream.is_positioned();
+        // What those who are ahead wait for may never come.
+        for (session, _) in std::mem::take(&mut stream.ahead) {
+            let Some(stream) = self.stream_of(id) else { break };
+            let Some(asked) = stream.joining.get(&session) else { continue };
+            let key = stream.read_key(last_ask(asked).recover);
+            self.read_stream(id.slot, key, false);
+        }
+        is_positioned
     }
 
     // --- joining
@@ -165,7 +179,7 @@ impl State {
         {
             push_asked(&mut stream.joining, id, asked)?;
             let key = stream.read_key(ask.recover);
-            self.read_stream(slot, key);
+            self.read_stream(slot, key, false);
             return Ok(None);
         }
         match self.entry(slot, ask) {
@@ -187,10 +201,10 @@ impl State {
         ask: Ask,
         mut welcome: Welcome,
     ) -> Result<Welcome, ReplyError> {
-        let room =
-            (self.node.config.outbox_bytes_max / 2).saturating_sub(self.hub.queued_bytes(id));
+        let room = self.room(id);
         let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
         welcome.fit_into(room, top);
+        self.hub.totals.skipped += welcome.missed.n_skipped();
         if welcome.was_recovering {
             let outcome = if welcome.recovered { Recovery::Recovered } else { Recovery::Lost };
             self.node.metrics.shards[self.idx].recoveries[outcome as usize].add(1);
@@ -202,6 +216,12 @@ impl State {
         Ok(welcome)
     }
 
+    /// What a catch-up may take: half the outbox, together with what is queued, or will be.
+    fn room(&self, id: SessionId) -> usize {
+        let queued_bytes = self.hub.queued_bytes(id) + self.answer_bytes;
+        (self.node.config.outbox_bytes_max / 2).saturating_sub(queued_bytes)
+    }
+
     /// Notes that a session waits for a page.
     pub fn join(&mut self, id: SessionId, slot: u32, asked: SmallVec<[Asked; 1]>, key: ReadKey) {
         let Some(stream) = self.stream_mut(slot) else { return };
@@ -209,16 +229,15 @@ impl State {
         if !std::mem::replace(&mut stream.is_pinned, true) {
             self.hub.pin(slot);
         }
-        self.read_stream(slot, key);
+        self.read_stream(slot, key, false);
     }
 
-    fn read_stream(&mut self, slot: u32, key: ReadKey) {
+    fn read_stream(&mut self, slot: u32, key: ReadKey, is_second: bool) {
         let Some(channel) = self.hub.channel_at(slot) else { return };
         let Some(stream) = self.stream_mut(slot) else { return };
-        if stream.reads.contains(&key) {
+        if !stream.try_read(key, is_second) {
             return;
         }
-        stream.reads.push(key);
         let (id, ask) = (stream.id, stream.ask(&channel.name, key));
         self.read_history(ask, Request::Stream { id, key });
     }
@@ -229,14 +248,21 @@ impl State {
         let patience_ms = self.node.config.redis_timeout.as_millis() as u64;
         let until_ms = self.now_ms + patience_ms;
         let Some(stream) = self.stream_of(id) else { return };
-        stream.reads.retain(|read| *read != key);
-        if let Some(page) = page {
-            stream.on_page(&channel, page);
-        }
+        let fate = stream.on_read(key);
         let waits = |(session, asked): (&SessionId, &SmallVec<[Asked; 1]>)| {
             (stream.read_key(last_ask(asked).recover) == key).then_some(*session)
         };
         let waiting: Vec<SessionId> = stream.joining.iter().filter_map(waits).collect();
+        let page = match (fate, page) {
+            (Fate::Again, Some(_)) if !waiting.is_empty() => {
+                return self.read_stream(id.slot, key, true);
+            }
+            (Fate::Use, page) => page,
+            _ => None,
+        };
+        if let Some(page) = page {
+            stream.on_page(&channel, page);
+        }
         for session in waiting {
             let Some(stream) = self.stream_of(id) else { return };
             let Some(asked) = stream.joining.get(&session) else { continue };
@@ -247,6 +273,11 @@ impl State {
                     self.admit_joining(id, session, Err(ReplyError::INTERNAL));
                 }
             }
+        }
+        if self.stream_of(id).is_some_and(|stream| !stream.ahead.is_empty())
+            && !self.ahead.contains(&id)
+        {
+            self.ahead.push(id);
         }
         self.end_joining(id);
     }
@@ -305,7 +336,11 @@ impl State {
     /// A raw session sees the newest publication first.
     pub fn show_newest(&mut self, id: SessionId, slot: u32) {
         let newest = self.stream(slot).and_then(|stream| stream.newest().cloned());
-        if let Some(frame) = newest.as_ref().and_then(|newest| newest.frame(Format::Raw)) {
+        let frame = newest.as_ref().and_then(|newest| newest.frame(Format::Raw));
+        // Many large ones would make it a slow consumer before it could read: it goes without the rest.
+        if let Some(frame) = frame
+            && (self.hub.own_is_empty(id) || frame.len() <= self.room(id))
+        {
             self.hub.push_own(id, frame);
         }
     }
@@ -314,6 +349,12 @@ impl State {
 
     /// Looks up streams of which nothing was heard for long.
     pub fn check_streams(&mut self) {
+        for id in std::mem::take(&mut self.ahead) {
+            self.admit_caught_up(id);
+            if self.stream_of(id).is_some_and(|stream| !stream.ahead.is_empty()) {
+                self.ahead.push(id);
+            }
+        }
         let n_looked = self.streams.len().div_ceil(TICKS_PER_ROUND);
         for _ in 0..n_looked {
             self.checked_to = (self.checked_to + 1) % self.streams.len();
@@ -323,21 +364,13 @@ impl State {
 
     fn check_stream(&mut self, slot: u32) {
         let now_ms = self.now_ms;
-        let Some(stream) = self.stream_mut(slot) else { return };
-        let id = stream.id;
-        if !stream.ahead.is_empty() {
-            self.admit_caught_up(id);
-        }
-        let may_ask = self.n_checks < CHECKS_MAX;
-        let Some(channel) = self.hub.channel(id) else { return };
-        let Some(stream) = self.stream_of(id) else { return };
-        let quiet_ms = QUIET_MS + u64::from(slot) % (QUIET_MS / 4);
-        let Some(asked_at) =
-            stream.position().filter(|_| may_ask && stream.is_due(now_ms, quiet_ms))
-        else {
+        if self.n_checks >= CHECKS_MAX {
             return;
-        };
-        stream.put_off(now_ms, 0);
+        }
+        let Some(stream) = self.stream_mut(slot) else { return };
+        let Some(asked_at) = stream.try_check(now_ms) else { return };
+        let id = stream.id;
+        let Some(channel) = self.hub.channel(id) else { return };
         let ask = Stream::top(&channel.name);
         self.n_checks += 1;
         self.node.metrics.shards[self.idx].position_checks.add(1);
@@ -355,12 +388,12 @@ impl State {
         let now_ms = self.now_ms;
         let (Some(page), Some(stream)) = (page, self.stream_of(id)) else { return };
         if stream.is_level(asked_at, page.top) {
-            if stream.is_suspect() {
-                stream.put_off(now_ms, QUIET_MS + QUIET_MS / 4 - AGAIN_MS);
-            }
-            return;
+            return stream.check_again(now_ms);
         }
         self.node.metrics.shards[self.idx].gaps_behind.add(1);
         self.on_gap(super::Gapped::Channel(id));
     }
 }
+
+#[cfg(test)]
+mod tests;

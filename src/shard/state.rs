@@ -81,6 +81,10 @@ pub(super) struct State {
     /// Where the periodic check of streams goes on.
     pub checked_to: usize,
     pub n_checks: usize,
+    /// Channels where a client knows more than was delivered here, and waits.
+    pub ahead: Vec<ChannelId>,
+    /// Answers to a frame that is still being read: queued behind its last command.
+    pub answer_bytes: usize,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
     pub auth: Arc<Auth>,
@@ -112,6 +116,8 @@ impl State {
             paces: Paces::default(),
             checked_to: 0,
             n_checks: 0,
+            ahead: Vec::new(),
+            answer_bytes: 0,
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.
             commands: if life == 0 {

@@ -16,6 +16,7 @@
 //!
 //! **Invariant:** `position` is that of the last publication that was delivered here, or the stream's
 //! as it was before the first; `None` after a gap, until the next publication or page.
+//! **Invariant:** a page that was asked for before a gap never says where delivery stands.
 //! **Invariant:** while somebody joins, `kept` holds what was delivered since the oldest read began,
 //! or a run that doesn't reach back so far: then nothing is claimed.
 
@@ -26,11 +27,22 @@ use smallvec::SmallVec;
 
 use super::hub::SessionId;
 use super::waiting::Waiters;
+use super::welcome::{Missed, Welcome};
 use crate::broker::{Audience, HistoryAsk, HistoryPage, Order, Stored};
 use crate::channel::{Channel, ChannelId};
 use crate::config::{Namespace, Recovery};
 use crate::position::{Epoch, Position};
 use crate::publication::Publication;
+
+/// A stream of which nothing was heard for so long is looked up, milliseconds; at most a quarter more.
+const QUIET_MS: u64 = 40_000;
+/// What was seen to be ahead of delivery is looked up again after this, milliseconds.
+pub const AGAIN_MS: u64 = 2_000;
+
+/// Streams that fell quiet together aren't looked up together.
+fn quiet_ms(id: ChannelId) -> u64 {
+    QUIET_MS + u64::from(id.slot) % (QUIET_MS / 4)
+}
 
 /// How a publication stands to what was delivered before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,33 +57,31 @@ pub enum Next {
 /// From where a read was asked; `None`: only where the stream stands, or its newest publication.
 pub type ReadKey = Option<Position>;
 
+/// A read on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    key: ReadKey,
+    /// Something was lost since it was asked: where it finds the stream may be before that.
+    is_stale: bool,
+    /// The one before it was stale.
+    is_second: bool,
+}
+
+/// What becomes of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Use,
+    /// It says nothing: it has to be read anew.
+    Again,
+    /// It says nothing, the second time.
+    Drop,
+}
+
 /// What one page, and what is kept beside it, may hold at the most.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub publications_max: usize,
     pub bytes_max: usize,
-}
-
-/// What a subscriber is told of the stream that it joins.
-#[derive(Default)]
-pub struct Welcome {
-    pub recoverable: bool,
-    pub positioned: bool,
-    pub was_recovering: bool,
-    pub recovered: bool,
-    /// The stream's; after a recovery with the offset that the client had, from which it counts on.
-    pub at: Position,
-    pub missed: Missed,
-}
-
-/// Publications for a subscriber alone, in JSON.
-#[derive(Default)]
-pub enum Missed {
-    #[default]
-    Nothing,
-    /// Shared, and encoded once, by all who missed the same.
-    Page(Arc<HistoryPage>),
-    List(Vec<u8>),
 }
 
 /// What can be said to somebody who wants to join.
@@ -101,13 +111,13 @@ pub struct Stream {
     /// The channel is kept open for them.
     pub is_pinned: bool,
     /// On their way.
-    pub reads: SmallVec<[ReadKey; 1]>,
+    pub reads: SmallVec<[Read; 1]>,
     /// Who is ahead, and until when it waits, milliseconds.
     pub ahead: Vec<(SessionId, u64)>,
     kept: VecDeque<Arc<Publication>>,
     kept_bytes: usize,
-    /// When something was last heard of the stream, milliseconds.
-    heard_ms: u64,
+    /// When it is to be looked up where the stream stands, milliseconds.
+    check_at_ms: u64,
     /// The stream is there, and live delivery wasn't yet when that was read.
     suspect: Option<Position>,
 }
@@ -129,7 +139,7 @@ impl Stream {
             ahead: Vec::new(),
             kept: VecDeque::new(),
             kept_bytes: 0,
-            heard_ms: now_ms,
+            check_at_ms: now_ms + quiet_ms(id),
             suspect: None,
         })
     }
@@ -153,7 +163,7 @@ impl Stream {
     pub fn next(&self, at: Position) -> Next {
         match self.position {
             Some(before) if at.offset > 0 => {
-                if at.epoch != before.epoch || at.offset > before.offset + 1 {
+                if at.epoch != before.epoch || at.offset > before.offset.saturating_add(1) {
                     Next::Breaks
                 } else if at.offset <= before.offset {
                     Next::Repeats
@@ -178,7 +188,7 @@ impl Stream {
             return;
         }
         self.position = Some(publication.position());
-        self.heard_ms = now_ms;
+        self.check_at_ms = now_ms + quiet_ms(self.id);
         if !self.joining.is_empty() {
             self.keep(publication);
         }
@@ -206,6 +216,13 @@ impl Stream {
         (self.position, self.newest, self.suspect) = (None, None, None);
         self.is_empty = false;
         self.forget_kept();
+        self.reads.iter_mut().for_each(|read| read.is_stale = true);
+    }
+
+    /// Something came that is behind what was delivered. Mostly a page had been ahead; but a Redis that
+    /// lost its newest part unnoticed looks the same, and the periodic check tells them apart.
+    pub fn on_repeated(&mut self) {
+        self.check_at_ms = 0;
     }
 
     // --- joining
@@ -229,6 +246,30 @@ impl Stream {
 
     fn must_look(&self) -> bool {
         self.has_history && self.newest.is_none() && !self.is_empty
+    }
+
+    /// Notes a read. False: one that answers the same is on its way.
+    pub fn try_read(&mut self, key: ReadKey, is_second: bool) -> bool {
+        let is_new = self.reads.iter().all(|read| read.key != key);
+        if is_new {
+            self.reads.push(Read { key, is_stale: false, is_second });
+        }
+        is_new
+    }
+
+    /// A read ended. Pages of before a gap still prove what they hold where delivery has gone on since.
+    pub fn on_read(&mut self, key: ReadKey) -> Fate {
+        let at = self.reads.iter().position(|read| read.key == key);
+        match at.map(|at| self.reads.swap_remove(at)) {
+            Some(read) if read.is_stale && self.position.is_none() => {
+                if read.is_second {
+                    Fate::Drop
+                } else {
+                    Fate::Again
+                }
+            }
+            _ => Fate::Use,
+        }
     }
 
     /// Which read answers somebody who asked for this.
@@ -307,7 +348,7 @@ impl Stream {
             page.publications.iter().take_while(|stored| stored.offset <= at.offset).count();
         let mut reached = since.offset;
         let mut follows = |offset: u64| {
-            let follows = offset == reached + 1;
+            let follows = reached.checked_add(1) == Some(offset);
             reached = offset;
             follows
         };
@@ -323,14 +364,14 @@ impl Stream {
         {
             return None;
         }
-        let bytes_max = 2 * self.bounds.bytes_max;
+        let bytes_max = self.bounds.bytes_max;
         if kept.is_empty() && from_page == page.publications.len() {
             return page.client_json(bytes_max).is_whole.then(|| Missed::Page(page.clone()));
         }
         let kept = kept.into_iter().map(|publication| Arc::new(Stored::of(publication)));
         let all = page.publications[..from_page].iter().cloned().chain(kept).collect();
         let listed = HistoryPage::new(at, all).to_json(Audience::Client, bytes_max);
-        listed.is_whole.then_some(Missed::List(listed.json))
+        listed.is_whole.then_some(Missed::List(listed))
     }
 
     fn welcome(&self, at: Position) -> Welcome {
@@ -364,31 +405,27 @@ impl Stream {
         let Some(newest) = &self.newest else {
             return Welcome { recovered: has(at), ..welcome };
         };
-        let recovered = Welcome { was_recovering: true, recovered: true, ..welcome };
         if has(newest.position()) {
-            return recovered;
+            return Welcome { was_recovering: true, recovered: true, ..welcome };
         }
         let page = HistoryPage::new(at, vec![Arc::new(Stored::of(newest))]);
         let listed = page.to_json(Audience::Client, usize::MAX);
         if listed.n_listed == 0 {
-            return Welcome { recovered: false, ..recovered };
+            return welcome;
         }
         // The publication brings its own offset, if it has one.
         let offset = if newest.position().offset > 0 { 0 } else { at.offset };
-        let at = Position { offset, epoch: at.epoch };
-        Welcome { at, missed: Missed::List(listed.json), ..recovered }
+        let (at, missed) = (Position { offset, epoch: at.epoch }, Missed::List(listed));
+        Welcome { was_recovering: true, recovered: true, at, missed, ..welcome }
     }
 
     // --- the periodic check
 
-    /// Whether it is to be looked up where the stream stands.
-    pub fn is_due(&self, now_ms: u64, quiet_ms: u64) -> bool {
-        self.has_history && self.position.is_some() && now_ms >= self.heard_ms + quiet_ms
-    }
-
-    /// It is looked up, or will be again so many milliseconds before the usual time.
-    pub fn put_off(&mut self, now_ms: u64, by_ms: u64) {
-        self.heard_ms = now_ms.saturating_sub(by_ms);
+    /// From where on delivery is to be compared with the stream, if that is due.
+    pub fn try_check(&mut self, now_ms: u64) -> Option<Position> {
+        let at = self.position.filter(|_| self.has_history && now_ms >= self.check_at_ms)?;
+        self.check_at_ms = now_ms + quiet_ms(self.id);
+        Some(at)
     }
 
     /// Compares with where the stream stood when delivery had reached `asked_at`. False: something
@@ -421,35 +458,17 @@ impl Stream {
         })
     }
 
-    pub fn is_suspect(&self) -> bool {
-        self.suspect.is_some()
+    /// What was ahead is looked up again: it has its time to arrive.
+    pub fn check_again(&mut self, now_ms: u64) {
+        if self.suspect.is_some() {
+            self.check_at_ms = now_ms + AGAIN_MS;
+        }
     }
 }
 
 /// A client that names no epoch means whatever stream there is.
 fn is_same_epoch(since: Position, at: Position) -> bool {
     since.epoch.is_none() || since.epoch == at.epoch
-}
-
-impl Welcome {
-    /// A catch-up that doesn't fit beside what is queued already isn't one: said once, instead of a
-    /// client that is cut, comes back, and is cut again.
-    pub fn fit_into(&mut self, room: usize, top: Position) {
-        if self.missed.json().len() > room {
-            (self.recovered, self.missed, self.at) = (false, Missed::Nothing, top);
-        }
-    }
-}
-
-impl Missed {
-    /// From a `PublicationList`; empty: nothing.
-    pub fn json(&self) -> &[u8] {
-        match self {
-            Missed::Nothing => b"",
-            Missed::Page(page) => &page.client_json(0).json,
-            Missed::List(json) => json,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -117,7 +117,10 @@ impl Rig {
         let Some(publication) = self.in_flight.pop_front() else { return Ok(()) };
         match self.stream.next(publication.position()) {
             Next::Repeats => return Ok(()),
-            Next::Breaks => self.gap(),
+            Next::Breaks => {
+                self.gap();
+                return Ok(());
+            }
             Next::Follows => {}
         }
         self.stream.on_came(&publication, 0);
@@ -141,6 +144,12 @@ impl Rig {
         self.stream.on_gap();
         // 2500 to all of them.
         self.subscribers.clear();
+        for joiner in self.joiners.iter_mut().filter(|joiner| joiner.is_ahead) {
+            joiner.is_ahead = false;
+            if self.stream.try_read(Some(joiner.since), false) {
+                self.asked.push_back(joiner.since);
+            }
+        }
     }
 
     fn join(&mut self, behind: i64) -> Result<(), TestCaseError> {
@@ -155,8 +164,7 @@ impl Rig {
             Entry::Read(key) => {
                 prop_assert_eq!(key, Some(since));
                 self.stream.joining.insert(id, SmallVec::new());
-                if !self.stream.reads.contains(&key) {
-                    self.stream.reads.push(key);
+                if self.stream.try_read(key, false) {
                     self.asked.push_back(since);
                 }
             }
@@ -179,7 +187,18 @@ impl Rig {
 
     fn answer(&mut self) -> Result<(), TestCaseError> {
         let Some((since, page)) = self.pages.pop_front() else { return Ok(()) };
-        self.stream.reads.retain(|key| *key != Some(since));
+        let fate = self.stream.on_read(Some(since));
+        let waits = |joiner: &Joiner| joiner.since == since && !joiner.is_ahead;
+        if fate == Fate::Again && self.joiners.iter().any(waits) {
+            self.stream.try_read(Some(since), true);
+            self.asked.push_back(since);
+            return Ok(());
+        }
+        if fate != Fate::Use {
+            // An error: they ask anew.
+            self.joiners.retain(|joiner| !waits(joiner));
+            return Ok(());
+        }
         self.stream.on_page(&self.channel, &page);
         for at in (0..self.joiners.len()).rev() {
             let joiner = &mut self.joiners[at];
@@ -295,19 +314,22 @@ fn a_stream_that_fell_behind_is_seen_in_time() {
     let mut stream = Stream::new(id, &namespace("stream"), BOUNDS, 0).expect("it recovers");
     let (epoch, channel) = (Epoch::draw(), Arc::new(Channel::new("a")));
     let at = |offset| Position { offset, epoch };
-    assert!(!stream.is_due(1_000_000, 40_000), "nobody was told a position yet");
+    assert_eq!(stream.try_check(1_000_000), None, "nobody was told a position yet");
     stream.on_page(&channel, &HistoryPage::new(at(5), Vec::new()));
-    assert!(!stream.is_due(39_999, 40_000) && stream.is_due(40_000, 40_000));
-    assert!(stream.is_level(at(5), at(5)) && !stream.is_suspect());
+    assert_eq!(stream.try_check(QUIET_MS - 1), None);
+    assert_eq!(stream.try_check(QUIET_MS), Some(at(5)));
+    assert!(stream.is_level(at(5), at(5)) && stream.suspect.is_none());
     // Further: perhaps it is on its way, perhaps not.
-    assert!(stream.is_level(at(5), at(7)) && stream.is_suspect());
+    assert!(stream.is_level(at(5), at(7)) && stream.suspect.is_some());
+    stream.check_again(QUIET_MS);
+    assert_eq!(stream.try_check(QUIET_MS + AGAIN_MS), Some(at(5)));
     assert!(!stream.is_level(at(5), at(7)), "it stayed away");
     for offset in [6, 7] {
         let publication = Publication::at(channel.clone(), Body::default(), at(offset));
         stream.on_came(&Arc::new(publication), 50_000);
     }
-    assert!(stream.is_level(at(7), at(7)) && !stream.is_suspect());
-    assert!(!stream.is_due(89_999, 40_000) && stream.is_due(90_000, 40_000));
+    assert!(stream.is_level(at(7), at(7)) && stream.suspect.is_none());
+    assert_eq!(stream.try_check(50_000 + QUIET_MS - 1), None);
     assert!(!stream.is_level(at(7), at(6)), "a replica that lagged was promoted");
     let other = Position { offset: 1, epoch: Epoch::draw() };
     assert!(stream.is_level(at(7), other), "its first publication may be on its way");

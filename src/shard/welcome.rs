@@ -1,0 +1,61 @@
+//! The answer to a subscribe, as far as the channel's stream decides it.
+//!
+//! Plain values of the shard thread: made by `stream`, cut to what fits by `recovery`, written by
+//! `waiting`. Sans-I/O.
+
+use std::sync::Arc;
+
+use crate::broker::{HistoryPage, Listed};
+use crate::position::Position;
+
+/// What a subscriber is told of the stream that it joins.
+#[derive(Default)]
+pub struct Welcome {
+    pub recoverable: bool,
+    pub positioned: bool,
+    pub was_recovering: bool,
+    pub recovered: bool,
+    /// The stream's; after a recovery with the offset that the client had, from which it counts on.
+    pub at: Position,
+    pub missed: Missed,
+}
+
+/// Publications for a subscriber alone, in JSON.
+#[derive(Default)]
+pub enum Missed {
+    #[default]
+    Nothing,
+    /// Shared, and encoded once, by all who missed the same.
+    Page(Arc<HistoryPage>),
+    List(Listed),
+}
+
+impl Welcome {
+    /// A catch-up that doesn't fit beside what is queued already isn't one: said once, instead of a
+    /// client that is cut, comes back, and is cut again.
+    pub fn fit_into(&mut self, room: usize, top: Position) {
+        if self.missed.json().len() > room {
+            (self.recovered, self.missed, self.at) = (false, Missed::Nothing, top);
+        }
+    }
+}
+
+impl Missed {
+    /// From a `PublicationList`; empty: nothing.
+    pub fn json(&self) -> &[u8] {
+        match self {
+            Missed::Nothing => b"",
+            Missed::Page(page) => &page.client_json(0).json,
+            Missed::List(listed) => &listed.json,
+        }
+    }
+
+    /// Publications that JSON can't carry, as they are skipped live.
+    pub fn n_skipped(&self) -> u64 {
+        match self {
+            Missed::Nothing => 0,
+            Missed::Page(page) => page.client_json(0).n_skipped,
+            Missed::List(listed) => listed.n_skipped,
+        }
+    }
+}
