@@ -26,6 +26,9 @@ use crate::publication::{Format, Publication};
 
 /// All streams are gone through in so many ticks.
 const TICKS_PER_ROUND: usize = 100;
+/// Catch-ups queued in one tick, on all shards together: this part of `HUB_OUTBOX_TOTAL_BYTES`. A page
+/// is shared, what is queued of it isn't: ten thousand who come back at once would take gigabytes.
+const CATCH_UP_PART: usize = 8;
 /// Look-ups on their way.
 const CHECKS_MAX: usize = 64;
 
@@ -143,6 +146,13 @@ impl State {
         }
     }
 
+    /// What `max_rate` holds is older than a gap: shown behind it, it would pass for the newest.
+    pub fn show_held(&mut self, id: ChannelId) {
+        if let Some(held) = self.paces.take_held(id) {
+            self.show_now(id, &held);
+        }
+    }
+
     /// A channel lost something. True: its subscribers rely on getting all.
     pub fn lose_position(&mut self, id: ChannelId) -> bool {
         let Some(stream) = self.stream_of(id) else { return false };
@@ -183,7 +193,7 @@ impl State {
             return Ok(None);
         }
         match self.entry(slot, ask) {
-            Entry::Now(welcome) => self.admit(id, slot, ask, welcome).map(Some),
+            Entry::Now(welcome) => self.admit(id, slot, &[asked], welcome).map(Some),
             Entry::Read(key) => {
                 self.add_pending(id);
                 self.join(id, slot, SmallVec::from_elem(asked, 1), key);
@@ -198,12 +208,16 @@ impl State {
         &mut self,
         id: SessionId,
         slot: u32,
-        ask: Ask,
+        asked: &[Asked],
         mut welcome: Welcome,
     ) -> Result<Welcome, ReplyError> {
-        let room = self.room(id);
+        let ask = last_ask(asked);
+        // Each of them is told: an SDK may take the first answer for that to its last wish.
+        let is_subscribe = |asked: &&Asked| matches!(asked, Asked::Subscribe(_));
+        let n_told = asked.iter().filter(is_subscribe).count().max(1);
         let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
-        welcome.fit_into(room, top);
+        welcome.fit_into(self.room(id) / n_told, top);
+        self.catch_up_bytes += n_told * welcome.missed.json().len();
         self.hub.totals.skipped += welcome.missed.n_skipped();
         if welcome.was_recovering {
             let outcome = if welcome.recovered { Recovery::Recovered } else { Recovery::Lost };
@@ -263,7 +277,14 @@ impl State {
         if let Some(page) = page {
             stream.on_page(&channel, page);
         }
+        let catch_up_bytes_max = self.catch_up_bytes_max();
         for session in waiting {
+            if self.catch_up_bytes >= catch_up_bytes_max {
+                if !self.put_off.contains(&(id, key)) {
+                    self.put_off.push_back((id, key));
+                }
+                break;
+            }
             let Some(stream) = self.stream_of(id) else { return };
             let Some(asked) = stream.joining.get(&session) else { continue };
             match stream.answer(last_ask(asked).recover, page) {
@@ -316,8 +337,8 @@ impl State {
         // The pin goes with the last one, but not before all of this page are answered.
         let is_wanted = is_wanted(&asked) && self.session(session).is_some();
         let outcome = match welcome {
-            Ok(welcome) if is_wanted => self.admit(session, id.slot, last_ask(&asked), welcome),
-            outcome => outcome,
+            Ok(welcome) if is_wanted => self.admit(session, id.slot, &asked, welcome),
+            outcome => outcome.map(|_| Welcome::default()),
         };
         self.settle(session, id.slot, &channel.name, asked, outcome);
     }
@@ -326,7 +347,9 @@ impl State {
         let Some(stream) = self.stream_of(id) else { return };
         if stream.joining.is_empty() {
             stream.forget_kept();
-            if std::mem::take(&mut stream.is_pinned) {
+            // A channel that closed may come back under the same id, and a page of before say where it
+            // stands.
+            if stream.reads.is_empty() && std::mem::take(&mut stream.is_pinned) {
                 self.hub.unpin(id.slot);
                 self.release_emptied();
             }
@@ -346,6 +369,25 @@ impl State {
     }
 
     // --- the periodic check
+
+    fn catch_up_bytes_max(&self) -> usize {
+        let config = &self.node.config;
+        config.outbox_total_bytes / CATCH_UP_PART / config.shards
+    }
+
+    /// Reads again for those who weren't answered, as much as can be queued by then. A page that was
+    /// kept for them would only grow old.
+    pub fn catch_up(&mut self) {
+        self.catch_up_bytes = 0;
+        let page_bytes_max = self.node.config.outbox_bytes_max / 2;
+        let n_reads = (self.catch_up_bytes_max() / page_bytes_max).max(1);
+        for _ in 0..n_reads {
+            let Some((id, key)) = self.put_off.pop_front() else { return };
+            if self.stream_of(id).is_some() {
+                self.read_stream(id.slot, key, false);
+            }
+        }
+    }
 
     /// Looks up streams of which nothing was heard for long.
     pub fn check_streams(&mut self) {

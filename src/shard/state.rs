@@ -2,6 +2,7 @@
 //!
 //! Behind the one `RefCell` of `handle`; runs on the shard thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ahash::HashMap;
@@ -85,6 +86,10 @@ pub(super) struct State {
     pub ahead: Vec<ChannelId>,
     /// Answers to a frame that is still being read: queued behind its last command.
     pub answer_bytes: usize,
+    /// Of catch-ups, queued since the last tick.
+    pub catch_up_bytes: usize,
+    /// Reads whose askers weren't all answered: there was too much for one tick.
+    pub put_off: VecDeque<(ChannelId, ReadKey)>,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
     pub auth: Arc<Auth>,
@@ -118,6 +123,8 @@ impl State {
             n_checks: 0,
             ahead: Vec::new(),
             answer_bytes: 0,
+            catch_up_bytes: 0,
+            put_off: VecDeque::new(),
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.
             commands: if life == 0 {

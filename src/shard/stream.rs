@@ -397,9 +397,12 @@ impl Stream {
             at,
             ..Welcome::default()
         };
+        // Another node may have shown it a newer one: what is here would be an old value as a new one.
         let has = |at: Position| {
             recover.is_some_and(|since| {
-                since.offset > 0 && since.offset == at.offset && is_same_epoch(since, at)
+                let is_ahead = since.epoch == at.epoch && since.offset > at.offset;
+                let is_there = since.offset == at.offset && is_same_epoch(since, at);
+                since.offset > 0 && (is_there || (is_ahead && !at.epoch.is_none()))
             })
         };
         let Some(newest) = &self.newest else {
@@ -437,7 +440,7 @@ impl Stream {
             // same patience.
             return !self.is_still(top);
         }
-        if top.offset < asked_at.offset {
+        if top.epoch == asked_at.epoch && top.offset < asked_at.offset {
             return false;
         }
         if top.offset <= at.offset {

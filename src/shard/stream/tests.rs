@@ -331,7 +331,12 @@ fn a_stream_that_fell_behind_is_seen_in_time() {
     assert!(stream.is_level(at(7), at(7)) && stream.suspect.is_none());
     assert_eq!(stream.try_check(50_000 + QUIET_MS - 1), None);
     assert!(!stream.is_level(at(7), at(6)), "a replica that lagged was promoted");
+    stream.on_gap();
     let other = Position { offset: 1, epoch: Epoch::draw() };
+    stream.on_page(&channel, &HistoryPage::new(other, Vec::new()));
+    assert!(stream.is_level(at(7), other), "asked before a gap: of another stream");
+    stream.on_gap();
+    stream.on_page(&channel, &HistoryPage::new(at(7), Vec::new()));
     assert!(stream.is_level(at(7), other), "its first publication may be on its way");
     assert!(!stream.is_level(at(7), other));
 }

@@ -70,7 +70,10 @@ pub struct Client {
     pub stand: Stand,
     pub at: Option<Position>,
     n_commands: u32,
+    /// The number of its last subscribe command: answers to those before it mean nothing any more.
+    subscribe: u32,
     bytes: Vec<u8>,
+    pub n_bytes: usize,
 }
 
 /// What is on its way to the shard, and the publication that it is, or says to be lost.
@@ -92,6 +95,8 @@ pub struct Rig {
     pub truth: Truth,
     pub channel: Arc<Channel>,
     generation: u32,
+    /// The channel was the shard's a moment ago: it gets the same id.
+    lingers: bool,
     /// The channel is the shard's, at the broker.
     pub live: Option<ChannelId>,
     wire: VecDeque<Passing>,
@@ -122,6 +127,11 @@ pub enum Op {
         recovers: bool,
     },
     Leave(usize),
+    /// A client that waits changes its mind.
+    Change {
+        n: usize,
+        recovers: bool,
+    },
     Vanish(usize),
     /// Another node tells a client more than this one was told.
     Elsewhere(usize),
@@ -141,6 +151,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         8 => (any::<usize>(), prop::bool::weighted(0.8))
             .prop_map(|(n, recovers)| Op::Join { n, recovers }),
         3 => any::<usize>().prop_map(Op::Leave),
+        3 => (any::<usize>(), any::<bool>()).prop_map(|(n, recovers)| Op::Change { n, recovers }),
         1 => any::<usize>().prop_map(Op::Vanish),
         2 => any::<usize>().prop_map(Op::Elsewhere),
         2 => (1..30u64).prop_map(Op::Pass),
@@ -149,6 +160,10 @@ pub fn op() -> impl Strategy<Value = Op> {
 
 impl Rig {
     pub fn new(mode: &str, n_clients: usize) -> Self {
+        Self::with(mode, n_clients, |_| {})
+    }
+
+    pub fn with(mode: &str, n_clients: usize, set: impl FnOnce(&mut Config)) -> Self {
         let machine = Machine { cores: 1, open_files_max: 1_000, memory_bytes: 1 << 30 };
         let text = format!(
             "[namespaces.s]\nhistory_size = {KEPT}\nhistory_ttl = \"60s\"\nrecovery = \"{mode}\"\n\
@@ -158,12 +173,14 @@ impl Rig {
         config.dev = true;
         config.command_rate = None;
         config.namespaces = Arc::new(Namespaces::parse(&text).expect("a namespace"));
+        set(&mut config);
         let truth = Truth { top: Position { offset: 0, epoch: Epoch::draw() }, n_kept: 0 };
         let mut rig = Self {
             state: State::new(Node::new(config), 0, 0),
-            is_cache: mode == "cache",
+            is_cache: mode.starts_with("cache"),
             channel: Arc::new(Channel::new(NAME)),
             generation: 0,
+            lingers: false,
             live: None,
             wire: VecDeque::new(),
             epochs: vec![truth.top.epoch],
@@ -188,7 +205,15 @@ impl Rig {
         }
         state.sessions[at] = Some(session);
         state.hub.attach(id, id.idx as i32);
-        let client = Client { id, stand: Stand::Away, at: None, n_commands: 0, bytes: Vec::new() };
+        let client = Client {
+            id,
+            stand: Stand::Away,
+            at: None,
+            n_commands: 0,
+            subscribe: 0,
+            bytes: Vec::new(),
+            n_bytes: 0,
+        };
         self.clients.push(client);
         self.send(self.clients.len() - 1, json!({ "connect": {} }));
     }
@@ -215,6 +240,15 @@ impl Rig {
             self.clients[n].at = None;
         }
         self.send(n, json!({ "subscribe": subscribe }));
+        self.clients[n].subscribe = self.clients[n].n_commands;
+    }
+
+    pub fn leave(&mut self, n: usize, stand: Stand) {
+        if self.clients[n].stand == stand {
+            self.clients[n].stand = Stand::Away;
+            self.clients[n].subscribe = 0;
+            self.send(n, json!({ "unsubscribe": { "channel": NAME } }));
+        }
     }
 
     fn publish(&mut self) {
@@ -248,14 +282,16 @@ impl Rig {
         for command in std::mem::take(&mut self.state.commands) {
             match command {
                 BrokerCommand::Acquire { .. } => {
-                    self.generation += 1;
+                    self.generation += u32::from(!std::mem::take(&mut self.lingers));
                     let id = ChannelId { slot: 0, generation: self.generation };
                     self.live = Some(id);
                     let channel = self.channel.clone();
                     let event = ShardEvent::Acquired { id, channel, newest: None };
                     self.wire.push_back(Passing { event, at: None });
                 }
-                BrokerCommand::Release { id, .. } if self.live == Some(id) => self.live = None,
+                BrokerCommand::Release { id, .. } if self.live == Some(id) => {
+                    (self.live, self.lingers) = (None, true);
+                }
                 BrokerCommand::History { request, ask, .. } => {
                     self.reads.push(Read { request, ask: *ask, page: None });
                 }
@@ -288,12 +324,11 @@ impl Rig {
             Op::CarryOut(n) => self.carry_out(n),
             Op::Answer { n, fails } => self.answer(n, fails),
             Op::Join { n, recovers } => self.join(n % n_clients, recovers),
-            Op::Leave(n) => {
+            Op::Leave(n) => self.leave(n % n_clients, Stand::Subscribed),
+            Op::Change { n, recovers } => {
                 let n = n % n_clients;
-                if self.clients[n].stand == Stand::Subscribed {
-                    self.clients[n].stand = Stand::Away;
-                    self.send(n, json!({ "unsubscribe": { "channel": NAME } }));
-                }
+                self.leave(n, Stand::Waits);
+                self.join(n, recovers);
             }
             Op::Vanish(n) => {
                 let client = self.clients.swap_remove(n % n_clients);
@@ -309,7 +344,10 @@ impl Rig {
                     client.at = Some(self.truth.top);
                 }
             }
-            Op::Pass(n) => (0..n).for_each(|_| self.tick()),
+            Op::Pass(n) => {
+                self.lingers = false;
+                (0..n).for_each(|_| self.tick());
+            }
         }
         self.take_commands();
         self.read_all()
@@ -317,10 +355,11 @@ impl Rig {
 
     pub fn tick(&mut self) {
         self.state.now_ms += 100;
+        self.state.catch_up();
         self.state.check_streams();
     }
 
-    fn carry_out(&mut self, n: usize) {
+    pub fn carry_out(&mut self, n: usize) {
         if !self.reads.is_empty() {
             let at = n % self.reads.len();
             let page = self.truth.page(&self.reads[at].ask);
@@ -328,7 +367,7 @@ impl Rig {
         }
     }
 
-    fn answer(&mut self, n: usize, fails: bool) {
+    pub fn answer(&mut self, n: usize, fails: bool) {
         let done: Vec<usize> =
             (0..self.reads.len()).filter(|at| self.reads[*at].page.is_some()).collect();
         if done.is_empty() {
@@ -387,6 +426,7 @@ impl Rig {
             }
         }
         prop_assert!(self.state.n_checks == 0 && self.state.ahead.is_empty());
+        prop_assert!(self.state.put_off.is_empty());
         if let Some(stream) = self.state.stream(0) {
             prop_assert!(stream.joining.is_empty() && stream.ahead.is_empty());
             prop_assert!(stream.reads.is_empty() && !stream.is_pinned);
@@ -398,6 +438,7 @@ impl Rig {
 impl Client {
     fn read(&mut self, is_cache: bool) -> Checked<()> {
         let bytes = std::mem::take(&mut self.bytes);
+        self.n_bytes += bytes.len();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let (head, length) = match rest[1] {
@@ -424,6 +465,8 @@ impl Client {
             prop_assert_eq!(&push["unsubscribe"]["code"], &json!(2500));
             prop_assert_eq!(self.stand, Stand::Subscribed);
             self.stand = Stand::Away;
+        } else if line["id"] != json!(self.subscribe) {
+            return Ok(());
         } else if line["error"].is_object() {
             prop_assert_eq!(&line["error"]["code"], &json!(100));
             prop_assert_eq!(self.stand, Stand::Waits);
@@ -451,6 +494,9 @@ impl Client {
             prop_assert!(missed.len() <= 1, "{}", reply);
             if let Some(newest) = missed.first() {
                 let offset = newest["offset"].as_u64().expect("an offset");
+                let had =
+                    known.filter(|known| known.epoch == epoch).map_or(0, |known| known.offset);
+                prop_assert!(offset > had, "an old value as a new one: {} after {}", offset, had);
                 self.at = Some(Position { offset: offset - 1, epoch });
             }
         } else {
