@@ -226,9 +226,8 @@ fn what_is_too_much_at_once_is_lost_once_and_cuts_nobody() {
             reply["subscribe"]["recovered"] == true
         };
         let recovered: Vec<bool> = ids.iter().map(recovered).collect();
-        // Values in one frame of answers: 8 of them are half an outbox.
-        let n_shown = recovered[channels.len()..].iter().filter(|is_shown| **is_shown).count();
-        assert!((1..=8).contains(&n_shown), "{n_shown}");
+        // 8 values are half an outbox; more fit as far as it was read meanwhile.
+        assert!(recovered[channels.len()..].contains(&true));
         for channel in &channels {
             publish(&place.a, channel, 7);
             assert_eq!(cf.next_pub(SOON).expect("still there").data, "7");

@@ -17,6 +17,7 @@
 )]
 
 pub mod cf;
+pub mod follower;
 pub mod http;
 pub mod hub;
 pub mod ledger;
@@ -29,6 +30,7 @@ pub mod traffic;
 pub mod ws;
 
 pub use cf::{Cf, Pub};
+pub use follower::Follower;
 pub use hub::Hub;
 pub use ledger::{Ledger, Viewer};
 pub use proxy::{Direction, Proxy};

@@ -60,7 +60,7 @@ struct Conn {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     lanes: [Lane; 2],
     conns: Mutex<Vec<Conn>>,
     refuse: AtomicBool,
@@ -91,7 +91,7 @@ impl Proxy {
             cut_at: AtomicU64::new(u64::MAX),
         };
         let shared = Arc::new(Shared {
-            target,
+            target: Mutex::new(target),
             lanes: [lane(), lane()],
             conns: Mutex::default(),
             refuse: AtomicBool::new(false),
@@ -112,6 +112,11 @@ impl Proxy {
 
     pub fn url(&self) -> String {
         format!("redis://{}", self.addr)
+    }
+
+    /// Where new connections lead; those there are stay.
+    pub fn retarget(&self, target: SocketAddr) {
+        *self.shared.target.lock().unwrap() = target;
     }
 
     pub fn delay(&self, direction: Direction, min: Duration, max: Duration) {
@@ -217,7 +222,8 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>) {
             sys::reset_on_close(&client);
             continue;
         }
-        let Ok(server) = sys::connect(shared.target, Some(WINDOW_BYTES)) else {
+        let target = *shared.target.lock().unwrap();
+        let Ok(server) = sys::connect(target, Some(WINDOW_BYTES)) else {
             shared.n_refused.fetch_add(1, SeqCst);
             continue;
         };

@@ -158,6 +158,11 @@ impl Reply {
         }
     }
 
+    /// Of ROLE: a replica that has caught up once.
+    pub fn is_connected_replica(&self) -> bool {
+        matches!(self, Self::Array(items) if items.len() == 5 && items[3].text() == "connected")
+    }
+
     pub fn text(&self) -> String {
         match self {
             Self::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),

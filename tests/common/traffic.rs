@@ -4,8 +4,9 @@
 use super::cf::subscribe;
 use super::http::Kept;
 use super::{Cf, Hub, Redis, Viewer, drive, eventually, secs, sys};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -83,7 +84,8 @@ fn publish(
         // Late answers are not made up for: a flood after a stall would be another test.
         due = due.max(Instant::now().checked_sub(every).unwrap_or(due)) + every;
         sys::pause(due.saturating_duration_since(Instant::now()));
-        let body = json!({ "channel": channel, "data": { "seq": seq } }).to_string();
+        let data = json!({ "seq": seq, "sum": checksum(channel, seq) });
+        let body = json!({ "channel": channel, "data": data }).to_string();
         let began = Instant::now();
         let response = kept.post("/api/publish", &body).expect("the API answers");
         let accepted = response.is_result();
@@ -92,6 +94,22 @@ fn publish(
         attempts.push(Attempt { seq, channel, began, ended: Instant::now(), accepted });
     }
     attempts
+}
+
+/// What shows damage, and a publication of some other channel.
+fn checksum(channel: &str, seq: usize) -> String {
+    let mut hasher = DefaultHasher::new();
+    (channel, seq).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The number in a publication of `Traffic`, which must be whole; none for any other.
+pub fn seq_of(channel: &str, data: &Value) -> Option<usize> {
+    let seq = data["seq"].as_u64()? as usize;
+    if let Some(sum) = data["sum"].as_str() {
+        assert_eq!(sum, checksum(channel, seq), "{channel}: {data}");
+    }
+    Some(seq)
 }
 
 /// The payload of a numbered publication, filled up to `n_bytes`.

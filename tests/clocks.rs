@@ -1,0 +1,114 @@
+//! Promise: what the clocks of the nodes say, and how they jump, changes neither the order of a history
+//! nor how long it is kept.
+
+mod common;
+
+use common::past::{history, namespaces, offsets, publish};
+use common::{Cf, Hub, Redis, SOON, eventually, ms, scaled};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// Preloaded into a node: its calendar is off by as many seconds as a file says, which may change at any
+/// time. How time passes stays as it is.
+const SHIM: &str = r#"
+use std::ffi::{c_char, c_int, c_long, c_void};
+#[repr(C)]
+pub struct Timespec { sec: i64, nsec: c_long }
+unsafe extern "C" {
+    fn syscall(number: c_long, ...) -> c_long;
+    fn getenv(name: *const c_char) -> *const c_char;
+    fn open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn read(fd: c_int, into: *mut c_void, n: usize) -> isize;
+    fn close(fd: c_int) -> c_int;
+}
+#[cfg(target_arch = "x86_64")]
+const CLOCK_GETTIME: c_long = 228;
+#[cfg(target_arch = "aarch64")]
+const CLOCK_GETTIME: c_long = 113;
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn clock_gettime(clock: c_int, into: *mut Timespec) -> c_int {
+    unsafe {
+        let code = syscall(CLOCK_GETTIME, clock as c_long, into) as c_int;
+        let path = getenv(c"TEST_CLOCK_OFF_BY".as_ptr());
+        if code != 0 || clock != 0 || path.is_null() { return code; }
+        let fd = open(path, 0);
+        let mut text = [0u8; 20];
+        let n = read(fd, text.as_mut_ptr().cast(), text.len());
+        close(fd);
+        let (mut off_by, mut sign) = (0i64, 1);
+        for byte in &text[..n.max(0) as usize] {
+            if *byte == b'-' { sign = -1 }
+            if byte.is_ascii_digit() { off_by = off_by * 10 + i64::from(byte - b'0') }
+        }
+        (*into).sec += sign * off_by;
+        code
+    }
+}
+"#;
+
+/// Compiled by what compiled this test.
+fn build_shim(dir: &Path) -> PathBuf {
+    let (source, library) = (dir.join("clock.rs"), dir.join("libclock.so"));
+    std::fs::write(&source, SHIM).expect("written");
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let mut command = Command::new(rustc);
+    command.args(["--edition", "2024", "--crate-type", "cdylib", "-C", "panic=abort", "-o"]);
+    let built = command.arg(&library).arg(&source).output().expect("rustc runs");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    library
+}
+
+struct Clock(PathBuf);
+
+impl Clock {
+    fn set(&self, off_by_secs: i64) {
+        let next = self.0.with_extension("next");
+        std::fs::write(&next, off_by_secs.to_string()).expect("written");
+        std::fs::rename(next, &self.0).expect("renamed");
+    }
+}
+
+#[test]
+fn the_calendars_of_the_nodes_differ_and_jump() {
+    let (redis, file) = (Redis::start(), namespaces());
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let shim = build_shim(dir.path());
+    let node = |name: &str, off_by: i64| {
+        let clock = Clock(dir.path().join(name));
+        clock.set(off_by);
+        let hub = Hub::builder().redis(&redis).env("HUB_CONFIG", file.path().display());
+        let hub = hub.env("LD_PRELOAD", shim.display()).env("TEST_CLOCK_OFF_BY", clock.0.display());
+        (hub.start().wait_ready(), clock)
+    };
+    let ((a, clock_a), (b, clock_b)) = (node("a", 300), node("b", -300));
+    let shifted = |hub: &Hub| hub.log().first().cloned().unwrap_or_default();
+    assert_ne!(shifted(&a)[..16], shifted(&b)[..16], "the calendars do differ");
+    let mut live = [&a, &b].map(|hub| Cf::subscribed(hub, &["big:a"]));
+    let n = scaled(100, 450) as u64;
+    for offset in 1..=2 * n {
+        if offset == n {
+            clock_a.set(-300);
+            clock_b.set(86_400);
+        }
+        let hub = if offset % 2 == 0 { &a } else { &b };
+        assert_eq!(publish(hub, "big:a", offset).offset, offset);
+    }
+    for live in &mut live {
+        for offset in 1..=2 * n {
+            assert_eq!(live.next_pub(SOON).expect("delivered").body["offset"], offset);
+        }
+    }
+    assert_eq!(offsets(&history(&a, "big:a")), (1..=2 * n).collect::<Vec<u64>>());
+    for (hub, other) in [(&a, &b), (&b, &a)] {
+        publish(hub, "short:a", 1);
+        let published = Instant::now();
+        clock_a.set(3_600);
+        clock_b.set(-3_600);
+        let is_empty = || offsets(&history(other, "short:a")).is_empty();
+        assert!(!is_empty(), "still there");
+        assert!(eventually(SOON, is_empty), "it expires");
+        let kept = published.elapsed();
+        assert!(kept >= ms(900), "kept for {kept:?}, of a second");
+    }
+}

@@ -1,0 +1,119 @@
+//! Promise: what history can't give any more is said to be lost, at once, and live goes on; a stream that
+//! Redis lost, or lost half of, is never taken for the one before.
+
+mod common;
+
+use common::cf::subscribe;
+use common::follower::{Follower, follow, tops};
+use common::past::{At, Place, publish, publish_each, recover};
+use common::{Cf, Hub, SOON, eventually, secs};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+/// What somebody is told who comes back from `at`, within a second; and the next one comes live.
+#[track_caller]
+fn comes_back(hub: &Hub, elsewhere: &Hub, channel: &str, at: &At) -> Value {
+    let mut cf = Cf::connect(hub);
+    let began = Instant::now();
+    let reply = cf.command(recover(channel, at));
+    assert!(began.elapsed() < secs(1), "answered after {:?}", began.elapsed());
+    assert!(reply["subscribe"].is_object(), "{reply}");
+    let next = publish(elsewhere, channel, "live");
+    let seen = cf.next_pub(SOON).expect("live goes on").body;
+    assert_eq!((&seen["data"], &seen["offset"]), (&json!("live"), &json!(next.offset)));
+    reply["subscribe"].clone()
+}
+
+#[track_caller]
+fn is_lost(reply: &Value) {
+    assert_eq!(reply["was_recovering"], true, "{reply}");
+    assert_eq!((&reply["recovered"], &reply["publications"]), (&Value::Null, &Value::Null));
+}
+
+/// A history of ten: nine and ten missed come back whole, eleven and five hundred don't.
+#[test]
+fn asking_for_more_than_history_holds() {
+    let place = Place::redis();
+    for n_missed in [9, 10, 11, 500] {
+        let channel = format!("r:{n_missed}");
+        let at = publish(&place.a, &channel, 0);
+        publish_each(place.b(), &channel, 1..=n_missed);
+        let reply = comes_back(&place.a, place.b(), &channel, &at);
+        if n_missed > 10 {
+            is_lost(&reply);
+            continue;
+        }
+        let missed: Vec<Value> =
+            (1..=n_missed).map(|n| json!({ "data": n, "offset": n + 1 })).collect();
+        assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &json!(missed)));
+    }
+}
+
+/// Flushed at fifty; then fewer, as many and more are published. Nobody gets the one for the other, least
+/// of all who stayed connected.
+#[test]
+fn redis_is_flushed() {
+    let place = Place::redis();
+    for n_after in [10, 50, 60] {
+        let channel = format!("long:{n_after}");
+        let mut stayed = vec![Follower::open(&place.a, &[&channel])];
+        assert!(follow(&mut stayed, SOON, Follower::is_live));
+        let at = publish_each(&place.a, &channel, 1..=50);
+        assert!(follow(&mut stayed, SOON, |it| *it.at(&channel) == at));
+        place.server().command(&["FLUSHALL"]);
+        let after = publish_each(place.b(), &channel, 1..=n_after);
+        assert_eq!(after.offset, n_after);
+        assert_ne!(after.epoch, at.epoch);
+        assert!(follow(&mut stayed, SOON, |it| *it.at(&channel) == after), "told, and goes on");
+        assert_eq!((stayed[0].n_told, stayed[0].n_gaps()), (1, 1));
+        is_lost(&comes_back(place.b(), &place.a, &channel, &at));
+    }
+    // Seen empty before, and one publication later.
+    let mut early = Cf::connect(&place.a);
+    let reply = early.command(subscribe("r:new"))["subscribe"].clone();
+    let at = At { offset: 0, epoch: reply["epoch"].as_str().expect("an epoch").to_owned() };
+    drop(early);
+    publish(&place.a, "r:new", 1);
+    place.server().command(&["FLUSHALL"]);
+    publish_each(&place.a, "r:new", 1..=3);
+    is_lost(&comes_back(place.b(), &place.a, "r:new", &at));
+}
+
+/// Half of what Redis keeps of a stream goes: who is connected is told before it sees the next one, who
+/// comes back gets nothing of another stream.
+#[test]
+fn redis_evicts_half_of_a_stream() {
+    let place = Place::redis();
+    for (n, key) in ["ws:stream:{long:0}", "ws:meta:{long:1}"].into_iter().enumerate() {
+        let channel = format!("long:{n}");
+        let mut stayed = vec![Follower::open(&place.a, &[&channel])];
+        assert!(follow(&mut stayed, SOON, Follower::is_live));
+        let at = publish_each(&place.a, &channel, 1..=5);
+        assert!(follow(&mut stayed, SOON, |it| *it.at(&channel) == at));
+        assert_eq!(place.server().command(&["DEL", key]).int(), 1, "{key}");
+        let after = publish(place.b(), &channel, 6);
+        assert_ne!(after.epoch, at.epoch);
+        assert!(follow(&mut stayed, SOON, |it| *it.at(&channel) == after), "told, and goes on");
+        assert_eq!((stayed[0].n_told, stayed[0].n_gaps()), (1, 1));
+        is_lost(&comes_back(place.b(), &place.a, &channel, &at));
+    }
+}
+
+/// A Redis without memory refuses to publish, and nobody is cut off or told anything untrue.
+#[test]
+fn without_memory_subscribers_stay_and_go_on() {
+    let place = Place::redis();
+    let channels = ["long:a".to_owned()];
+    let mut stayed = vec![Follower::open(&place.a, &channels)];
+    assert!(follow(&mut stayed, SOON, Follower::is_live));
+    let at = publish_each(&place.a, "long:a", 1..=5);
+    place.server().config_set("maxmemory", "1");
+    let ask = json!({ "channel": "long:a", "data": 6 });
+    assert_eq!(place.b().api("publish", &ask).json()["error"]["code"], 100);
+    place.server().config_set("maxmemory", "0");
+    assert!(eventually(SOON, || place.b().api("publish", &ask).is_result()));
+    assert_eq!(publish(place.b(), "long:a", 7), At { offset: 7, ..at });
+    let tops = tops(&place.a, &channels);
+    assert!(follow(&mut stayed, SOON, |it| it.has_all(&tops)));
+    assert_eq!((stayed[0].n_told, stayed[0].n_gaps()), (0, 0), "nothing happened to it");
+}
