@@ -79,6 +79,19 @@ impl State {
         self.paces.close(slot);
     }
 
+    /// Namespaces changed. Where history is kept no longer, positions stand still and would prove that
+    /// nobody misses anything: those who rely on them are told, and come back to a channel without.
+    pub fn end_unkept_streams(&mut self) {
+        let auth = self.auth.clone();
+        for id in self.hub.open_channels() {
+            let is_positioned = self.stream_of(id).is_some_and(|stream| stream.is_positioned());
+            let Some(channel) = self.hub.channel(id).filter(|_| is_positioned) else { continue };
+            if auth.namespaces().of(&channel.name).is_some_and(|it| it.keep().is_none()) {
+                self.on_gap(super::Gapped::Channel(id));
+            }
+        }
+    }
+
     // --- live
 
     /// Fans a publication out, if it is what its stream goes on with. Returns the bytes queued.

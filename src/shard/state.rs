@@ -255,7 +255,10 @@ impl State {
             }
             ShardEvent::Link(link) => self.link = link,
             ShardEvent::Gap(gapped) => self.on_gap(gapped),
-            ShardEvent::Access(auth) => self.auth = auth,
+            ShardEvent::Access(auth) => {
+                self.auth = auth;
+                self.end_unkept_streams();
+            }
             _ => {}
         }
     }
