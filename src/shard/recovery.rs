@@ -18,7 +18,7 @@ use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
 use super::welcome::Welcome;
 use crate::broker::HistoryPage;
 use crate::channel::ChannelId;
-use crate::config::SlowConsumer;
+use crate::config::{Config, SlowConsumer};
 use crate::metrics::Recovery;
 use crate::position::Position;
 use crate::protocol::ReplyError;
@@ -26,11 +26,18 @@ use crate::publication::{Format, Publication};
 
 /// All streams are gone through in so many ticks.
 const TICKS_PER_ROUND: usize = 100;
-/// Catch-ups queued in one tick, on all shards together: this part of `HUB_OUTBOX_TOTAL_BYTES`. A page
-/// is shared, what is queued of it isn't: ten thousand who come back at once would take gigabytes.
+/// Catch-ups queued in one tick, on all shards together: this part of `HUB_OUTBOX_TOTAL_BYTES`.
 const CATCH_UP_PART: usize = 8;
 /// Look-ups on their way.
 const CHECKS_MAX: usize = 64;
+
+/// What a shard may queue of catch-ups in one tick, while so much is queued on all. A page is shared, what
+/// is queued of it isn't: ten thousand who come back at once would take gigabytes, and be cut for it. The
+/// upper half is left to live delivery.
+pub fn catch_up_room(config: &Config, total_bytes: usize) -> usize {
+    let free_bytes = (config.outbox_total_bytes / 2).saturating_sub(total_bytes);
+    free_bytes.min(config.outbox_total_bytes / CATCH_UP_PART) / config.shards
+}
 
 impl State {
     pub fn stream(&self, slot: u32) -> Option<&Stream> {
@@ -230,7 +237,8 @@ impl State {
         let n_told = asked.iter().filter(is_subscribe).count().max(1);
         let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
         welcome.fit_into(self.room(id) / n_told, top);
-        self.catch_up_bytes += n_told * welcome.missed.json().len();
+        let catch_up_bytes = n_told * welcome.missed.json().len();
+        self.catch_up_room = self.catch_up_room.saturating_sub(catch_up_bytes);
         self.hub.totals.skipped += welcome.missed.n_skipped();
         if welcome.was_recovering {
             let outcome = if welcome.recovered { Recovery::Recovered } else { Recovery::Lost };
@@ -290,11 +298,11 @@ impl State {
         if let Some(page) = page {
             stream.on_page(&channel, page);
         }
-        let catch_up_bytes_max = self.catch_up_bytes_max();
+        let takes_room = page.is_some_and(|page| !page.publications.is_empty());
         for session in waiting {
-            if self.catch_up_bytes >= catch_up_bytes_max {
-                if !self.put_off.contains(&(id, key)) {
-                    self.put_off.push_back((id, key));
+            if takes_room && self.catch_up_room == 0 {
+                if !self.put_off.iter().any(|(other, of, _)| (*other, *of) == (id, key)) {
+                    self.put_off.push_back((id, key, until_ms));
                 }
                 break;
             }
@@ -383,21 +391,22 @@ impl State {
 
     // --- the periodic check
 
-    fn catch_up_bytes_max(&self) -> usize {
-        let config = &self.node.config;
-        config.outbox_total_bytes / CATCH_UP_PART / config.shards
-    }
-
-    /// Reads again for those who weren't answered, as much as can be queued by then. A page that was
-    /// kept for them would only grow old.
+    /// Reads again for those who weren't answered, as much as there is room for. A page that was kept for
+    /// them would only grow old. Where there is none for too long, what they missed is lost to them.
     pub fn catch_up(&mut self) {
-        self.catch_up_bytes = 0;
+        let total = self.node.metrics.sum(|shard| &shard.outbox_bytes) as usize;
+        self.catch_up_room = catch_up_room(&self.node.config, total);
         let page_bytes_max = self.node.config.outbox_bytes_max / 2;
-        let n_reads = (self.catch_up_bytes_max() / page_bytes_max).max(1);
-        for _ in 0..n_reads {
-            let Some((id, key)) = self.put_off.pop_front() else { return };
+        for _ in 0..self.catch_up_room.div_ceil(page_bytes_max) {
+            let Some((id, key, _)) = self.put_off.pop_front() else { break };
             if self.stream_of(id).is_some() {
                 self.read_stream(id.slot, key, false);
+            }
+        }
+        while self.put_off.front().is_some_and(|(.., until_ms)| self.now_ms >= *until_ms) {
+            let Some((id, key, _)) = self.put_off.pop_front() else { break };
+            if self.stream_of(id).is_some_and(|stream| !stream.is_read(key)) {
+                self.on_stream_page(id, key, None);
             }
         }
     }

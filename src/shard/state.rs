@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::pace::Paces;
+use super::recovery::catch_up_room;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
 use super::timers::Drain;
@@ -86,10 +87,10 @@ pub(super) struct State {
     pub ahead: Vec<ChannelId>,
     /// Answers to a frame that is still being read: queued behind its last command.
     pub answer_bytes: usize,
-    /// Of catch-ups, queued since the last tick.
-    pub catch_up_bytes: usize,
-    /// Reads whose askers weren't all answered: there was too much for one tick.
-    pub put_off: VecDeque<(ChannelId, ReadKey)>,
+    /// What catch-ups may still take until the next tick, bytes.
+    pub catch_up_room: usize,
+    /// Reads whose askers weren't all answered for want of room, and until when they wait, milliseconds.
+    pub put_off: VecDeque<(ChannelId, ReadKey, u64)>,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
     pub auth: Arc<Auth>,
@@ -123,7 +124,7 @@ impl State {
             n_checks: 0,
             ahead: Vec::new(),
             answer_bytes: 0,
-            catch_up_bytes: 0,
+            catch_up_room: catch_up_room(&node.config, 0),
             put_off: VecDeque::new(),
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.

@@ -250,11 +250,15 @@ impl Stream {
 
     /// Notes a read. False: one that answers the same is on its way.
     pub fn try_read(&mut self, key: ReadKey, is_second: bool) -> bool {
-        let is_new = self.reads.iter().all(|read| read.key != key);
+        let is_new = !self.is_read(key);
         if is_new {
             self.reads.push(Read { key, is_stale: false, is_second });
         }
         is_new
+    }
+
+    pub fn is_read(&self, key: ReadKey) -> bool {
+        self.reads.iter().any(|read| read.key == key)
     }
 
     /// A read ended. Pages of before a gap still prove what they hold where delivery has gone on since.

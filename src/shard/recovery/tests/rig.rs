@@ -355,6 +355,8 @@ impl Rig {
 
     pub fn tick(&mut self) {
         self.state.now_ms += 100;
+        let node = self.state.node.clone();
+        self.state.report(&node.metrics.shards[0]);
         self.state.catch_up();
         self.state.check_streams();
     }

@@ -112,3 +112,34 @@ fn what_is_held_does_not_outlive_a_gap() {
     rig.state.show_due(Instant::now() + Duration::from_secs(1));
     assert!(rig.state.stream(0).expect("open").newest().is_none());
 }
+
+/// Those who read nothing leave no room: whoever waits for it is told, and not left waiting.
+#[test]
+fn where_no_room_comes_free_who_waits_is_told() {
+    let mut rig = Rig::with("stream", 101, |config| config.outbox_total_bytes = 16 << 10);
+    steps(&mut rig, &[Op::Join { n: 0, recovers: false }, Op::Deliver(1)]);
+    steps(&mut rig, &ANSWER);
+    steps(&mut rig, &[Op::Publish(8), Op::Deliver(8)]);
+    for n in 1..=100 {
+        rig.clients[n].at = Some(Position { offset: 0, ..rig.truth.top });
+        rig.join(n, true);
+    }
+    rig.take_commands();
+    let patience_ms = rig.state.node.config.redis_timeout.as_millis() as u64;
+    let began_ms = rig.state.now_ms;
+    while rig.state.now_ms < began_ms + 2 * patience_ms {
+        for _ in 0..rig.reads.len() {
+            rig.carry_out(0);
+            rig.answer(0, false);
+        }
+        rig.tick();
+        rig.take_commands();
+    }
+    rig.read_all().expect("as it should be");
+    assert!(rig.clients.iter().all(|client| client.stand == Stand::Subscribed));
+    let recoveries = &rig.state.node.metrics.shards[0].recoveries;
+    let n = |outcome: Recovery| recoveries[outcome as usize].get();
+    assert!(n(Recovery::Recovered) > 0 && n(Recovery::Lost) > 0);
+    assert_eq!(n(Recovery::Recovered) + n(Recovery::Lost), 100);
+    rig.settle().expect("settled");
+}
