@@ -156,7 +156,9 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut paces = Paces::default();
         paces.open(id, 10, start);
-        (1..3).for_each(|mark| drop(paces.offer(id, &publication(mark), || start)));
+        for mark in 1..3 {
+            paces.offer(id, &publication(mark), || start);
+        }
         assert!(paces.take_held(ChannelId { generation: 2, ..id }).is_none());
         assert_eq!(paces.take_held(id).map(|held| held.body().payload[0]), Some(2));
         assert!(paces.take_held(id).is_none());
