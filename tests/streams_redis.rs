@@ -51,7 +51,9 @@ impl Bench {
         let tops = tops(&self.hubs[1], &self.channels);
         let settled = follow(&mut self.followers, SOON, |follower| follower.has_all(&tops));
         let n_behind = self.followers.iter().filter(|it| !it.has_all(&tops)).count();
-        assert!(settled, "{n_behind} of {} are behind", self.followers.len());
+        let n_gone = self.followers.iter().filter(|it| it.is_gone()).count();
+        let n = self.followers.len();
+        assert!(settled, "{n_behind} of {n} are behind, {n_gone} of them cut off");
         self.followers.iter().for_each(|follower| follower.assert_complete(attempts));
         let sum = |of: fn(&Follower) -> usize| self.followers.iter().map(of).sum::<usize>();
         println!(
@@ -79,8 +81,7 @@ impl Bench {
     }
 }
 
-/// Redis comes back with what it had: all is recovered but what came of publishes cut short. And it
-/// comes back with nothing: everyone is told.
+/// Redis comes back with nothing: everyone is told, and follows again.
 #[test]
 fn redis_restarts() {
     let mut bench = Bench::start(scaled(20, 200), scaled(20, 500), |builder| builder);
@@ -144,17 +145,15 @@ fn the_links_are_cut_again_and_again() {
     let attempts = traffic.finish();
     assert!(attempts.iter().all(|attempt| attempt.accepted), "that node has another link");
     bench.settle(&attempts);
-    // A read of the history that was cut short with the link may end as a gap, announced.
-    let recoveries = bench.behind_the_proxy().flat_map(|follower| &follower.recoveries);
-    let (recovered, lost): (Vec<_>, Vec<_>) = recoveries.partition(|it| it.recovered);
-    assert!(lost.len() < recovered.len(), "{} lost, {} recovered", lost.len(), recovered.len());
+    bench.assert_nothing_lost();
 }
 
 /// Redis ends a link that reads too slowly: whoever can't be caught up is told, and quiet channels
 /// lose nothing.
 #[test]
 fn redis_cuts_the_node_for_a_full_output_buffer() {
-    let mut bench = Bench::start(4, 6, |builder| builder);
+    // The followers share a thread with others: that they are slow is not what this is about.
+    let mut bench = Bench::start(4, 6, |builder| builder.env("HUB_OUTBOX_BYTES_MAX", "64MiB"));
     bench.redis.config_set("client-output-buffer-limit", "pubsub 1mb 512kb 2");
     let quiet = ["long:quiet0".to_owned(), "long:quiet1".to_owned()];
     let mut watcher = vec![Follower::open(&bench.hubs[0], &quiet)];

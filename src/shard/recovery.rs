@@ -2,8 +2,8 @@
 //!
 //! Runs on the shard thread inside one borrow of the state; what is decided is `stream`'s. Who wants to
 //! join such a channel and can't be answered at once is in its stream's `joining` until a page comes;
-//! one read serves all who ask from the same position. Whatever fails on the way ends as
-//! `recovered: false`, once, never as a closed connection.
+//! one read serves all who ask from the same position. What can't be had ends as `recovered: false`, once;
+//! a read that failed as error 100, on which the client tries again; neither as a closed connection.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -334,7 +334,7 @@ impl State {
             let Some(asked) = stream.joining.get(&session) else { continue };
             match stream.enter(last_ask(asked).recover) {
                 Entry::Now(welcome) => self.admit_joining(id, session, Ok(welcome)),
-                _ if now_ms >= until_ms => match stream.answer(last_ask(asked).recover, None) {
+                _ if now_ms >= until_ms => match stream.give_up() {
                     Entry::Now(welcome) => self.admit_joining(id, session, Ok(welcome)),
                     _ => self.admit_joining(id, session, Err(ReplyError::INTERNAL)),
                 },

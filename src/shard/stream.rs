@@ -334,8 +334,14 @@ impl Stream {
         if is_same_epoch(since, at) && since.offset == at.offset {
             return Entry::Now(self.recovered(at, since, Missed::Nothing));
         }
-        let page = page.filter(|page| is_same_epoch(since, at) && page.top.epoch == at.epoch);
-        let Some(page) = page else { return Entry::Now(self.lost(at)) };
+        if !is_same_epoch(since, at) {
+            return Entry::Now(self.lost(at));
+        }
+        // Nothing is said of what couldn't be looked up: the client tries again, from where it stands.
+        let Some(page) = page else { return Entry::Unknown };
+        if page.top.epoch != at.epoch {
+            return Entry::Now(self.lost(at));
+        }
         if since.offset > at.offset {
             let is_real = since.offset <= page.top.offset;
             return if is_real { Entry::Ahead } else { Entry::Now(self.lost(at)) };
@@ -344,6 +350,11 @@ impl Stream {
             Some(missed) => Entry::Now(self.recovered(at, since, missed)),
             None => Entry::Now(self.lost(at)),
         }
+    }
+
+    /// What somebody can be told for whom it takes too long.
+    pub fn give_up(&self) -> Entry {
+        self.position.map_or(Entry::Unknown, |at| Entry::Now(self.lost(at)))
     }
 
     /// Everything after `since`, up to `at`; `None` if that isn't at hand.

@@ -204,7 +204,7 @@ impl Rig {
             match self.stream.answer(Some(since), page.as_ref()) {
                 Entry::Now(welcome) => self.welcome(at, &welcome)?,
                 Entry::Ahead => self.joiners[at].is_ahead = true,
-                // Error 100: lost twice while it was read.
+                // Error 100: something was lost twice while it was read.
                 Entry::Unknown if page.is_none() => {
                     let joiner = self.joiners.remove(at);
                     self.stream.joining.remove(&joiner.id);
