@@ -392,7 +392,7 @@ impl State {
     // --- the periodic check
 
     /// Reads again for those who weren't answered, as much as there is room for. A page that was kept for
-    /// them would only grow old. Where there is none for too long, what they missed is lost to them.
+    /// them would only grow old. Where there is none for too long, they are told to try again.
     pub fn catch_up(&mut self) {
         let total = self.node.metrics.sum(|shard| &shard.outbox_bytes) as usize;
         self.catch_up_room = catch_up_room(&self.node.config, total);
