@@ -19,7 +19,7 @@ fn everybody_missed_a_lot() {
     });
     let channels = ["long:a".to_owned()];
     let mut followers: Vec<Follower> =
-        (0..scaled(200, 2_000)).map(|_| Follower::open(&place.a, &channels)).collect();
+        (0..scaled(200, 600)).map(|_| Follower::open(&place.a, &channels)).collect();
     assert!(follow(&mut followers, SOON, Follower::is_live));
     followers.iter_mut().for_each(Follower::cut);
     let pad = "x".repeat(20_000);
