@@ -6,7 +6,7 @@ mod common;
 use common::cf::subscribe;
 use common::follower::{Follower, follow, tops};
 use common::past::{At, Place, publish, publish_each, recover};
-use common::{Cf, Hub, SOON, eventually, secs};
+use common::{Cf, Hub, SOON, eventually, scaled, secs};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -97,6 +97,42 @@ fn redis_evicts_half_of_a_stream() {
         assert_eq!((stayed[0].n_told, stayed[0].n_gaps()), (1, 1));
         is_lost(&comes_back(place.b(), &place.a, &channel, &at));
     }
+}
+
+/// Under a memory limit Redis evicts what it likes: publishing goes on, and whoever comes back has all or is
+/// told.
+#[test]
+fn redis_evicts_what_it_likes() {
+    let place = Place::redis();
+    let (n_channels, pad) = (scaled(30, 200), "x".repeat(10_000));
+    let had: Vec<At> = (0..n_channels)
+        .map(|n| {
+            let publish_pad = |_| publish(&place.a, &format!("long:{n}"), pad.as_str());
+            (0..10).map(publish_pad).last().expect("some")
+        })
+        .collect();
+    let info = place.server().command(&["INFO", "memory"]).text();
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("used");
+    let used: u64 = used.trim().parse().expect("bytes");
+    place.server().config_set("maxmemory-policy", "allkeys-lru");
+    place.server().config_set("maxmemory", &(used - 1_500_000).to_string());
+    let (mut n_lost, mut n_whole) = (0, 0);
+    for (n, had) in had.iter().enumerate() {
+        let channel = format!("long:{n}");
+        let top = publish(place.b(), &channel, "one more");
+        let reply = comes_back(place.b(), &place.a, &channel, had);
+        if reply["recovered"] == true {
+            assert_eq!((&top.epoch, top.offset), (&had.epoch, had.offset + 1));
+            let missed = json!([{ "data": "one more", "offset": top.offset }]);
+            assert_eq!(reply["publications"], missed);
+            n_whole += 1;
+        } else {
+            is_lost(&reply);
+            n_lost += 1;
+        }
+    }
+    println!("{n_lost} lost, {n_whole} whole");
+    assert!(n_lost > 0, "nothing was evicted");
 }
 
 /// A Redis without memory refuses to publish, and nobody is cut off or told anything untrue.

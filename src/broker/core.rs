@@ -82,7 +82,6 @@ struct Core {
     told: LinkState,
     publishes: Vec<PublishRequest>,
     newest: Newest,
-    newest_swept_ms: u64,
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
@@ -113,7 +112,6 @@ impl Core {
             told: link,
             publishes: Vec::new(),
             newest: Newest::new(newest::BYTES_MAX),
-            newest_swept_ms: 0,
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
@@ -435,11 +433,8 @@ impl Core {
         broker.history_evicted.set(self.memory.n_evicted());
         broker.newest_bytes.set(self.newest.bytes() as u64);
         broker.newest_refused.set(self.newest.n_refused());
-        if now_ms >= self.newest_swept_ms + newest::SWEEP_MS {
-            self.newest_swept_ms = now_ms;
-            let interest = &self.interest;
-            self.newest.retain(|name| interest.knows(name));
-        }
+        let interest = &self.interest;
+        self.newest.sweep(now_ms, |name| interest.knows(name));
         for finished in self.surveys.on_tick(now_ms) {
             self.finish_survey(finished);
         }

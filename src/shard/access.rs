@@ -288,6 +288,7 @@ impl State {
             Gapped::All => self.hub.open_channels(),
         };
         for id in ids {
+            self.show_held(id);
             let is_positioned = self.lose_position(id);
             let Some(channel) =
                 self.hub.channel(id).filter(|channel| is_positioned || tells(&channel.name))

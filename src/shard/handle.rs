@@ -202,6 +202,7 @@ impl Shard {
         state.report(self.metrics());
         state.relieve();
         state.sweep();
+        state.catch_up();
         state.check_streams();
         state.drain();
         self.metrics().http_connections.set(self.handshakes.n_open() as u64);

@@ -87,13 +87,21 @@ impl Paces {
         self.dues.peek().map(|Reverse((due, ..))| *due)
     }
 
+    /// What is held, before it is due.
+    pub fn take_held(&mut self, id: ChannelId) -> Option<Arc<Publication>> {
+        let pace = self.by_slot.get_mut(id.slot as usize)?.as_mut().filter(|pace| pace.id == id)?;
+        let held = pace.held.take()?;
+        pace.due += pace.interval;
+        Some(held)
+    }
+
     /// The next one that is due.
     pub fn release(&mut self, now: Instant) -> Option<(ChannelId, Arc<Publication>)> {
         while self.next_due().is_some_and(|due| due <= now) {
             let Reverse((_, slot, generation)) = self.dues.pop()?;
             let id = ChannelId { slot, generation };
             let Some(Some(pace)) = self.by_slot.get_mut(slot as usize) else { continue };
-            if let Some(held) = pace.held.take_if(|_| pace.id == id) {
+            if let Some(held) = pace.held.take_if(|_| pace.id == id && pace.due <= now) {
                 pace.due = now + pace.interval;
                 return Some((id, held));
             }
@@ -140,6 +148,23 @@ mod tests {
         assert_eq!(out.last().map(|(_, mark)| *mark), Some(71), "the last one always comes");
         assert!(out.is_sorted_by_key(|(_, mark)| *mark));
         assert_eq!(out.len() + n_replaced, 72);
+    }
+
+    #[test]
+    fn what_is_taken_early_counts_for_the_rate() {
+        let (id, start) = (ChannelId { slot: 0, generation: 1 }, Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut paces = Paces::default();
+        paces.open(id, 10, start);
+        for mark in 1..3 {
+            paces.offer(id, &publication(mark), || start);
+        }
+        assert!(paces.take_held(ChannelId { generation: 2, ..id }).is_none());
+        assert_eq!(paces.take_held(id).map(|held| held.body().payload[0]), Some(2));
+        assert!(paces.take_held(id).is_none());
+        assert!(matches!(paces.offer(id, &publication(3), || at(50)), Paced::Held(false)));
+        assert!(paces.release(at(199)).is_none(), "its due was that of the one before");
+        assert!(paces.release(at(200)).is_some());
     }
 
     #[test]

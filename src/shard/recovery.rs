@@ -18,7 +18,7 @@ use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
 use super::welcome::Welcome;
 use crate::broker::HistoryPage;
 use crate::channel::ChannelId;
-use crate::config::SlowConsumer;
+use crate::config::{Config, SlowConsumer};
 use crate::metrics::Recovery;
 use crate::position::Position;
 use crate::protocol::ReplyError;
@@ -26,8 +26,18 @@ use crate::publication::{Format, Publication};
 
 /// All streams are gone through in so many ticks.
 const TICKS_PER_ROUND: usize = 100;
+/// Catch-ups queued in one tick, on all shards together: this part of `HUB_OUTBOX_TOTAL_BYTES`.
+const CATCH_UP_PART: usize = 8;
 /// Look-ups on their way.
 const CHECKS_MAX: usize = 64;
+
+/// What a shard may queue of catch-ups in one tick, while so much is queued on all. A page is shared, what
+/// is queued of it isn't: ten thousand who come back at once would take gigabytes, and be cut for it. The
+/// upper half is left to live delivery.
+pub fn catch_up_room(config: &Config, total_bytes: usize) -> usize {
+    let free_bytes = (config.outbox_total_bytes / 2).saturating_sub(total_bytes);
+    free_bytes.min(config.outbox_total_bytes / CATCH_UP_PART) / config.shards
+}
 
 impl State {
     pub fn stream(&self, slot: u32) -> Option<&Stream> {
@@ -74,6 +84,19 @@ impl State {
             *stream = None;
         }
         self.paces.close(slot);
+    }
+
+    /// Namespaces changed. Where history is kept no longer, positions stand still and would prove that
+    /// nobody misses anything: those who rely on them are told, and come back to a channel without.
+    pub fn end_unkept_streams(&mut self) {
+        let auth = self.auth.clone();
+        for id in self.hub.open_channels() {
+            let is_positioned = self.stream_of(id).is_some_and(|stream| stream.is_positioned());
+            let Some(channel) = self.hub.channel(id).filter(|_| is_positioned) else { continue };
+            if auth.namespaces().of(&channel.name).is_some_and(|it| it.keep().is_none()) {
+                self.on_gap(super::Gapped::Channel(id));
+            }
+        }
     }
 
     // --- live
@@ -143,6 +166,13 @@ impl State {
         }
     }
 
+    /// What `max_rate` holds is older than a gap: shown behind it, it would pass for the newest.
+    pub fn show_held(&mut self, id: ChannelId) {
+        if let Some(held) = self.paces.take_held(id) {
+            self.show_now(id, &held);
+        }
+    }
+
     /// A channel lost something. True: its subscribers rely on getting all.
     pub fn lose_position(&mut self, id: ChannelId) -> bool {
         let Some(stream) = self.stream_of(id) else { return false };
@@ -183,7 +213,7 @@ impl State {
             return Ok(None);
         }
         match self.entry(slot, ask) {
-            Entry::Now(welcome) => self.admit(id, slot, ask, welcome).map(Some),
+            Entry::Now(welcome) => self.admit(id, slot, &[asked], welcome).map(Some),
             Entry::Read(key) => {
                 self.add_pending(id);
                 self.join(id, slot, SmallVec::from_elem(asked, 1), key);
@@ -198,15 +228,20 @@ impl State {
         &mut self,
         id: SessionId,
         slot: u32,
-        ask: Ask,
+        asked: &[Asked],
         mut welcome: Welcome,
     ) -> Result<Welcome, ReplyError> {
+        let ask = last_ask(asked);
         if ask.variant != Variant::Plain {
             welcome.missed = std::mem::take(&mut welcome.missed).patched();
         }
-        let room = self.room(id);
+        // Each of them is told: an SDK may take the first answer for that to its last wish.
+        let is_subscribe = |asked: &&Asked| matches!(asked, Asked::Subscribe(_));
+        let n_told = asked.iter().filter(is_subscribe).count().max(1);
         let top = self.stream(slot).and_then(Stream::position).unwrap_or_default();
-        welcome.fit_into(room, top);
+        welcome.fit_into(self.room(id) / n_told, top);
+        let catch_up_bytes = n_told * welcome.missed.json().len();
+        self.catch_up_room = self.catch_up_room.saturating_sub(catch_up_bytes);
         self.hub.totals.skipped += welcome.missed.n_skipped();
         if welcome.was_recovering {
             let outcome = if welcome.recovered { Recovery::Recovered } else { Recovery::Lost };
@@ -266,7 +301,14 @@ impl State {
         if let Some(page) = page {
             stream.on_page(&channel, page);
         }
+        let takes_room = page.is_some_and(|page| !page.publications.is_empty());
         for session in waiting {
+            if takes_room && self.catch_up_room == 0 {
+                if !self.put_off.iter().any(|(other, of, _)| (*other, *of) == (id, key)) {
+                    self.put_off.push_back((id, key, until_ms));
+                }
+                break;
+            }
             let Some(stream) = self.stream_of(id) else { return };
             let Some(asked) = stream.joining.get(&session) else { continue };
             match stream.answer(last_ask(asked).recover, page) {
@@ -319,8 +361,8 @@ impl State {
         // The pin goes with the last one, but not before all of this page are answered.
         let is_wanted = is_wanted(&asked) && self.session(session).is_some();
         let outcome = match welcome {
-            Ok(welcome) if is_wanted => self.admit(session, id.slot, last_ask(&asked), welcome),
-            outcome => outcome,
+            Ok(welcome) if is_wanted => self.admit(session, id.slot, &asked, welcome),
+            outcome => outcome.map(|_| Welcome::default()),
         };
         self.settle(session, id.slot, &channel.name, asked, outcome);
     }
@@ -329,7 +371,9 @@ impl State {
         let Some(stream) = self.stream_of(id) else { return };
         if stream.joining.is_empty() {
             stream.forget_kept();
-            if std::mem::take(&mut stream.is_pinned) {
+            // A channel that closed may come back under the same id, and a page of before say where it
+            // stands.
+            if stream.reads.is_empty() && std::mem::take(&mut stream.is_pinned) {
                 self.hub.unpin(id.slot);
                 self.release_emptied();
             }
@@ -349,6 +393,26 @@ impl State {
     }
 
     // --- the periodic check
+
+    /// Reads again for those who weren't answered, as much as there is room for. A page that was kept for
+    /// them would only grow old. Where there is none for too long, they are told to try again.
+    pub fn catch_up(&mut self) {
+        let total = self.node.metrics.sum(|shard| &shard.outbox_bytes) as usize;
+        self.catch_up_room = catch_up_room(&self.node.config, total);
+        let page_bytes_max = self.node.config.outbox_bytes_max / 2;
+        for _ in 0..self.catch_up_room.div_ceil(page_bytes_max) {
+            let Some((id, key, _)) = self.put_off.pop_front() else { break };
+            if self.stream_of(id).is_some() {
+                self.read_stream(id.slot, key, false);
+            }
+        }
+        while self.put_off.front().is_some_and(|(.., until_ms)| self.now_ms >= *until_ms) {
+            let Some((id, key, _)) = self.put_off.pop_front() else { break };
+            if self.stream_of(id).is_some_and(|stream| !stream.is_read(key)) {
+                self.on_stream_page(id, key, None);
+            }
+        }
+    }
 
     /// Looks up streams of which nothing was heard for long.
     pub fn check_streams(&mut self) {

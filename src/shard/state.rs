@@ -2,6 +2,7 @@
 //!
 //! Behind the one `RefCell` of `handle`; runs on the shard thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ahash::HashMap;
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::pace::Paces;
+use super::recovery::catch_up_room;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
 use super::timers::Drain;
@@ -86,6 +88,10 @@ pub(super) struct State {
     pub ahead: Vec<ChannelId>,
     /// Answers to a frame that is still being read: queued behind its last command.
     pub answer_bytes: usize,
+    /// What catch-ups may still take until the next tick, bytes.
+    pub catch_up_room: usize,
+    /// Reads whose askers weren't all answered for want of room, and until when they wait, milliseconds.
+    pub put_off: VecDeque<(ChannelId, ReadKey, u64)>,
     pub requests: Slab<Request>,
     pub commands: Vec<BrokerCommand>,
     pub auth: Arc<Auth>,
@@ -124,6 +130,8 @@ impl State {
             n_checks: 0,
             ahead: Vec::new(),
             answer_bytes: 0,
+            catch_up_room: catch_up_room(&node.config, 0),
+            put_off: VecDeque::new(),
             requests: Slab::new(),
             // After a panic the broker has to forget what this shard wanted before.
             commands: if life == 0 {
@@ -254,7 +262,10 @@ impl State {
             }
             ShardEvent::Link(link) => self.link = link,
             ShardEvent::Gap(gapped) => self.on_gap(gapped),
-            ShardEvent::Access(auth) => self.auth = auth,
+            ShardEvent::Access(auth) => {
+                self.auth = auth;
+                self.end_unkept_streams();
+            }
             _ => {}
         }
     }

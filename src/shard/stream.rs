@@ -250,11 +250,15 @@ impl Stream {
 
     /// Notes a read. False: one that answers the same is on its way.
     pub fn try_read(&mut self, key: ReadKey, is_second: bool) -> bool {
-        let is_new = self.reads.iter().all(|read| read.key != key);
+        let is_new = !self.is_read(key);
         if is_new {
             self.reads.push(Read { key, is_stale: false, is_second });
         }
         is_new
+    }
+
+    pub fn is_read(&self, key: ReadKey) -> bool {
+        self.reads.iter().any(|read| read.key == key)
     }
 
     /// A read ended. Pages of before a gap still prove what they hold where delivery has gone on since.
@@ -408,9 +412,12 @@ impl Stream {
             at,
             ..Welcome::default()
         };
+        // Another node may have shown it a newer one: what is here would be an old value as a new one.
         let has = |at: Position| {
             recover.is_some_and(|since| {
-                since.offset > 0 && since.offset == at.offset && is_same_epoch(since, at)
+                let is_ahead = since.epoch == at.epoch && since.offset > at.offset;
+                let is_there = since.offset == at.offset && is_same_epoch(since, at);
+                since.offset > 0 && (is_there || (is_ahead && !at.epoch.is_none()))
             })
         };
         let Some(newest) = &self.newest else {
@@ -447,7 +454,7 @@ impl Stream {
             // same patience.
             return !self.is_still(top);
         }
-        if top.offset < asked_at.offset {
+        if top.epoch == asked_at.epoch && top.offset < asked_at.offset {
             return false;
         }
         if top.offset <= at.offset {

@@ -342,7 +342,7 @@ impl State {
                 match entry {
                     Some(Entry::Read(key)) => self.join(session, id.slot, asked, key),
                     Some(Entry::Now(welcome)) => {
-                        let outcome = self.admit(session, id.slot, last_ask(&asked), welcome);
+                        let outcome = self.admit(session, id.slot, &asked, welcome);
                         settled.push((session, asked, outcome));
                     }
                     _ => settled.push((session, asked, Ok(Welcome::default()))),

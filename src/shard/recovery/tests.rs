@@ -10,6 +10,7 @@ use crate::shard::Gapped;
 use rig::{Op, Rig, Stand, body, op};
 
 mod rig;
+mod worst;
 
 const ANSWER: [Op; 2] = [Op::CarryOut(0), Op::Answer { n: 0, fails: false }];
 

@@ -332,6 +332,11 @@ fn a_stream_that_fell_behind_is_seen_in_time() {
     assert_eq!((stream.try_check(89_999), stream.try_check(90_000)), (None, Some(at(7))));
     assert!(!stream.is_level(at(7), at(6)), "a replica that lagged was promoted");
     let other = Position { offset: 1, epoch: Epoch::draw() };
+    stream.on_gap();
+    stream.on_page(&channel, &HistoryPage::new(other, Vec::new()));
+    assert!(stream.is_level(at(7), other), "asked before a gap: of another stream");
+    stream.on_gap();
+    stream.on_page(&channel, &HistoryPage::new(at(7), Vec::new()));
     assert!(stream.is_level(at(7), other), "its first publication may be on its way");
     assert!(!stream.is_level(at(7), other));
 }

@@ -20,6 +20,9 @@ use crate::shard::reader::{Input, MessageKind};
 use crate::shard::session::Session;
 use crate::shard::{Gapped, ShardEvent};
 
+mod client;
+pub use client::{Client, Stand};
+
 pub type Checked<T> = Result<T, TestCaseError>;
 
 const KEPT: usize = 8;
@@ -57,22 +60,6 @@ pub fn body(at: Position) -> Body {
     Body::plain(json!(text(at)).to_string().into_bytes())
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Stand {
-    Away,
-    Waits,
-    Subscribed,
-}
-
-/// What its SDK would know.
-pub struct Client {
-    pub id: SessionId,
-    pub stand: Stand,
-    pub at: Option<Position>,
-    n_commands: u32,
-    bytes: Vec<u8>,
-}
-
 /// What is on its way to the shard, and the publication that it is, or says to be lost.
 struct Passing {
     event: ShardEvent,
@@ -92,6 +79,8 @@ pub struct Rig {
     pub truth: Truth,
     pub channel: Arc<Channel>,
     generation: u32,
+    /// The channel was the shard's a moment ago: it gets the same id.
+    lingers: bool,
     /// The channel is the shard's, at the broker.
     pub live: Option<ChannelId>,
     wire: VecDeque<Passing>,
@@ -122,6 +111,11 @@ pub enum Op {
         recovers: bool,
     },
     Leave(usize),
+    /// A client that waits changes its mind.
+    Change {
+        n: usize,
+        recovers: bool,
+    },
     Vanish(usize),
     /// Another node tells a client more than this one was told.
     Elsewhere(usize),
@@ -141,6 +135,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         8 => (any::<usize>(), prop::bool::weighted(0.8))
             .prop_map(|(n, recovers)| Op::Join { n, recovers }),
         3 => any::<usize>().prop_map(Op::Leave),
+        3 => (any::<usize>(), any::<bool>()).prop_map(|(n, recovers)| Op::Change { n, recovers }),
         1 => any::<usize>().prop_map(Op::Vanish),
         2 => any::<usize>().prop_map(Op::Elsewhere),
         2 => (1..30u64).prop_map(Op::Pass),
@@ -149,6 +144,10 @@ pub fn op() -> impl Strategy<Value = Op> {
 
 impl Rig {
     pub fn new(mode: &str, n_clients: usize) -> Self {
+        Self::with(mode, n_clients, |_| {})
+    }
+
+    pub fn with(mode: &str, n_clients: usize, set: impl FnOnce(&mut Config)) -> Self {
         let machine = Machine { cores: 1, open_files_max: 1_000, memory_bytes: 1 << 30 };
         let text = format!(
             "[namespaces.s]\nhistory_size = {KEPT}\nhistory_ttl = \"60s\"\nrecovery = \"{mode}\"\n\
@@ -158,12 +157,14 @@ impl Rig {
         config.dev = true;
         config.command_rate = None;
         config.namespaces = Arc::new(Namespaces::parse(&text).expect("a namespace"));
+        set(&mut config);
         let truth = Truth { top: Position { offset: 0, epoch: Epoch::draw() }, n_kept: 0 };
         let mut rig = Self {
             state: State::new(Node::new(config), 0, 0),
-            is_cache: mode == "cache",
+            is_cache: mode.starts_with("cache"),
             channel: Arc::new(Channel::new(NAME)),
             generation: 0,
+            lingers: false,
             live: None,
             wire: VecDeque::new(),
             epochs: vec![truth.top.epoch],
@@ -188,7 +189,15 @@ impl Rig {
         }
         state.sessions[at] = Some(session);
         state.hub.attach(id, id.idx as i32);
-        let client = Client { id, stand: Stand::Away, at: None, n_commands: 0, bytes: Vec::new() };
+        let client = Client {
+            id,
+            stand: Stand::Away,
+            at: None,
+            n_commands: 0,
+            subscribe: 0,
+            bytes: Vec::new(),
+            n_bytes: 0,
+        };
         self.clients.push(client);
         self.send(self.clients.len() - 1, json!({ "connect": {} }));
     }
@@ -215,6 +224,15 @@ impl Rig {
             self.clients[n].at = None;
         }
         self.send(n, json!({ "subscribe": subscribe }));
+        self.clients[n].subscribe = self.clients[n].n_commands;
+    }
+
+    pub fn leave(&mut self, n: usize, stand: Stand) {
+        if self.clients[n].stand == stand {
+            self.clients[n].stand = Stand::Away;
+            self.clients[n].subscribe = 0;
+            self.send(n, json!({ "unsubscribe": { "channel": NAME } }));
+        }
     }
 
     fn publish(&mut self) {
@@ -248,14 +266,16 @@ impl Rig {
         for command in std::mem::take(&mut self.state.commands) {
             match command {
                 BrokerCommand::Acquire { .. } => {
-                    self.generation += 1;
+                    self.generation += u32::from(!std::mem::take(&mut self.lingers));
                     let id = ChannelId { slot: 0, generation: self.generation };
                     self.live = Some(id);
                     let channel = self.channel.clone();
                     let event = ShardEvent::Acquired { id, channel, newest: None };
                     self.wire.push_back(Passing { event, at: None });
                 }
-                BrokerCommand::Release { id, .. } if self.live == Some(id) => self.live = None,
+                BrokerCommand::Release { id, .. } if self.live == Some(id) => {
+                    (self.live, self.lingers) = (None, true);
+                }
                 BrokerCommand::History { request, ask, .. } => {
                     self.reads.push(Read { request, ask: *ask, page: None });
                 }
@@ -288,12 +308,11 @@ impl Rig {
             Op::CarryOut(n) => self.carry_out(n),
             Op::Answer { n, fails } => self.answer(n, fails),
             Op::Join { n, recovers } => self.join(n % n_clients, recovers),
-            Op::Leave(n) => {
+            Op::Leave(n) => self.leave(n % n_clients, Stand::Subscribed),
+            Op::Change { n, recovers } => {
                 let n = n % n_clients;
-                if self.clients[n].stand == Stand::Subscribed {
-                    self.clients[n].stand = Stand::Away;
-                    self.send(n, json!({ "unsubscribe": { "channel": NAME } }));
-                }
+                self.leave(n, Stand::Waits);
+                self.join(n, recovers);
             }
             Op::Vanish(n) => {
                 let client = self.clients.swap_remove(n % n_clients);
@@ -309,7 +328,10 @@ impl Rig {
                     client.at = Some(self.truth.top);
                 }
             }
-            Op::Pass(n) => (0..n).for_each(|_| self.tick()),
+            Op::Pass(n) => {
+                self.lingers = false;
+                (0..n).for_each(|_| self.tick());
+            }
         }
         self.take_commands();
         self.read_all()
@@ -317,10 +339,13 @@ impl Rig {
 
     pub fn tick(&mut self) {
         self.state.now_ms += 100;
+        let node = self.state.node.clone();
+        self.state.report(&node.metrics.shards[0]);
+        self.state.catch_up();
         self.state.check_streams();
     }
 
-    fn carry_out(&mut self, n: usize) {
+    pub fn carry_out(&mut self, n: usize) {
         if !self.reads.is_empty() {
             let at = n % self.reads.len();
             let page = self.truth.page(&self.reads[at].ask);
@@ -328,7 +353,7 @@ impl Rig {
         }
     }
 
-    fn answer(&mut self, n: usize, fails: bool) {
+    pub fn answer(&mut self, n: usize, fails: bool) {
         let done: Vec<usize> =
             (0..self.reads.len()).filter(|at| self.reads[*at].page.is_some()).collect();
         if done.is_empty() {
@@ -387,85 +412,11 @@ impl Rig {
             }
         }
         prop_assert!(self.state.n_checks == 0 && self.state.ahead.is_empty());
+        prop_assert!(self.state.put_off.is_empty());
         if let Some(stream) = self.state.stream(0) {
             prop_assert!(stream.joining.is_empty() && stream.ahead.is_empty());
             prop_assert!(stream.reads.is_empty() && !stream.is_pinned);
         }
-        Ok(())
-    }
-}
-
-impl Client {
-    fn read(&mut self, is_cache: bool) -> Checked<()> {
-        let bytes = std::mem::take(&mut self.bytes);
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let (head, length) = match rest[1] {
-                126 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
-                127 => panic!("too long"),
-                length => (2, usize::from(length)),
-            };
-            let text = std::str::from_utf8(&rest[head..head + length]).expect("text");
-            rest = &rest[head + length..];
-            for line in text.lines() {
-                self.on_line(&serde_json::from_str(line).expect("JSON"), is_cache)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn on_line(&mut self, line: &Value, is_cache: bool) -> Checked<()> {
-        let push = &line["push"];
-        if push["pub"].is_object() {
-            prop_assert_eq!(self.stand, Stand::Subscribed, "{}", line);
-            return self.take(&push["pub"]);
-        }
-        if push["unsubscribe"].is_object() {
-            prop_assert_eq!(&push["unsubscribe"]["code"], &json!(2500));
-            prop_assert_eq!(self.stand, Stand::Subscribed);
-            self.stand = Stand::Away;
-        } else if line["error"].is_object() {
-            prop_assert_eq!(&line["error"]["code"], &json!(100));
-            prop_assert_eq!(self.stand, Stand::Waits);
-            self.stand = Stand::Away;
-        } else if line["subscribe"].is_object() {
-            prop_assert_eq!(self.stand, Stand::Waits);
-            self.stand = Stand::Subscribed;
-            return self.on_welcome(&line["subscribe"], is_cache);
-        }
-        Ok(())
-    }
-
-    fn on_welcome(&mut self, reply: &Value, is_cache: bool) -> Checked<()> {
-        prop_assert!(reply["recoverable"] == true && reply["positioned"] == true, "{}", reply);
-        let epoch = Epoch::asked(reply["epoch"].as_str().unwrap_or_default());
-        let told = Position { offset: reply["offset"].as_u64().unwrap_or(0), epoch };
-        let none = Vec::new();
-        let missed = reply["publications"].as_array().unwrap_or(&none);
-        let known = self.at.replace(told);
-        if reply["recovered"] != true {
-            prop_assert!(missed.is_empty(), "{}", reply);
-            return Ok(());
-        }
-        if is_cache {
-            prop_assert!(missed.len() <= 1, "{}", reply);
-            if let Some(newest) = missed.first() {
-                let offset = newest["offset"].as_u64().expect("an offset");
-                self.at = Some(Position { offset: offset - 1, epoch });
-            }
-        } else {
-            prop_assert_eq!(Some(told), known, "the offset from which it counts on: {}", reply);
-        }
-        missed.iter().try_for_each(|publication| self.take(publication))
-    }
-
-    /// Takes a publication, which must be the next one.
-    fn take(&mut self, publication: &Value) -> Checked<()> {
-        let before = self.at.expect("a position");
-        let at = Position { offset: before.offset + 1, epoch: before.epoch };
-        prop_assert_eq!(&publication["offset"], &json!(at.offset), "after {:?}", before);
-        prop_assert_eq!(&publication["data"], &json!(text(at)));
-        self.at = Some(at);
         Ok(())
     }
 }
