@@ -146,6 +146,10 @@ pub struct ShardMetrics {
     pub gaps_behind: Count,
     /// Publications that a subscriber never got because a newer one took their place.
     pub conflated: Count,
+    /// Patches made here, their bytes, and those of the payloads that they stand for.
+    pub patches: Count,
+    pub patch_bytes: Count,
+    pub patched_bytes: Count,
     pub panics: SharedCount,
     closes: [Count; CLOSE_CODES.len() + 1],
     /// When the shard last answered the broker's ping, milliseconds since the node's start.
@@ -190,6 +194,8 @@ pub struct BrokerMetrics {
     /// What is remembered for `recovery = "cache"`.
     pub newest_bytes: Count,
     pub newest_refused: Count,
+    pub chain_bytes: Count,
+    pub chains_refused: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
 }

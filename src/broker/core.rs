@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::chains::{self, Chains};
 use super::door::ShardDoor;
 use super::feed::Feed;
 use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
-use super::memory::{Bounds, Memory, Outcome};
-use super::newest::Newest;
+use super::memory::{self, Memory, Outcome};
+use super::newest::{self, Newest};
 use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
 use super::survey::{Asked, Finished, Surveys};
 use super::{BrokerCommand, Publish, SurveyResult, envelope};
@@ -39,16 +40,6 @@ const GAP_LOG_INTERVAL_MS: u64 = 1_000;
 const CHANGES_PER_COMMAND_MAX: usize = 512;
 /// Command batches handled before the doors are flushed and pushes get their turn.
 const BATCHES_PER_TURN_MAX: usize = 64;
-
-/// What the embedded broker keeps. A stream's bytes are its publications'; a tenth of a million
-/// streams with their names are some 50 MiB more, keys and unused names at worst 60 MiB.
-const MEMORY: Bounds =
-    Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
-
-/// Payload of the newest publications of channels with `recovery = "cache"`.
-const NEWEST_BYTES_MAX: usize = 256 << 20;
-/// How often those of channels that are gone are looked for, milliseconds.
-const NEWEST_SWEEP_MS: u64 = 10_000;
 
 /// Runs until [`BrokerCommand::Stop`].
 pub async fn run(
@@ -79,6 +70,7 @@ pub async fn run(
 struct Core {
     node: Arc<Node>,
     interest: Interest,
+    chains: Chains,
     doors: Vec<ShardDoor>,
     /// Unused with Redis.
     memory: Memory,
@@ -90,7 +82,6 @@ struct Core {
     told: LinkState,
     publishes: Vec<PublishRequest>,
     newest: Newest,
-    newest_swept_ms: u64,
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
@@ -113,14 +104,14 @@ impl Core {
                 config.unsubscribe_delay.as_millis() as u64,
                 acquire_timeout_ms,
             ),
+            chains: Chains::new(chains::BOUNDS),
             doors,
-            memory: Memory::new(MEMORY),
+            memory: Memory::new(memory::BOUNDS),
             redis,
             link,
             told: link,
             publishes: Vec::new(),
-            newest: Newest::new(NEWEST_BYTES_MAX),
-            newest_swept_ms: 0,
+            newest: Newest::new(newest::BYTES_MAX),
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
@@ -165,7 +156,17 @@ impl Core {
                     self.confirm(&confirmed);
                 }
             }
-            BrokerCommand::Release { shard, id } => self.interest.release(id, shard, now_ms),
+            BrokerCommand::Release { shard, id } => {
+                self.interest.release(id, shard, now_ms);
+                if !self.interest.has_shards(id) {
+                    self.chains.forget(id);
+                }
+            }
+            BrokerCommand::Chain { id } => {
+                if self.interest.has_shards(id) {
+                    self.chains.begin(id);
+                }
+            }
             BrokerCommand::Publish { shard, request, publish } => {
                 let asked = Asked { shard, request };
                 self.publish(Some(asked), *publish);
@@ -186,6 +187,7 @@ impl Core {
             }
             BrokerCommand::Forget { shard } => {
                 self.interest.forget_shard(shard, now_ms);
+                self.chains.retain(|id| self.interest.has_shards(id));
                 self.doors[shard].push(ShardEvent::Link(self.told));
             }
             BrokerCommand::Stop => {}
@@ -247,7 +249,9 @@ impl Core {
             return;
         };
         let (id, shards): (ChannelId, _) = (target.id, target.shards);
-        let publication = Arc::new(Publication::at(target.channel.clone(), body, position));
+        let mut publication = Publication::at(target.channel.clone(), body, position);
+        self.chains.link(id, &mut publication);
+        let publication = Arc::new(publication);
         if !self.newest.is_empty() {
             self.newest.on_publication(&target.channel.name, &publication);
         }
@@ -421,17 +425,16 @@ impl Core {
         }
         self.memory.on_tick(now_ms);
         let broker = &self.node.metrics.broker;
+        broker.chain_bytes.set(self.chains.bytes() as u64);
+        broker.chains_refused.set(self.chains.n_refused());
         broker.history_streams.set(self.memory.n_streams() as u64);
         broker.history_bytes.set(self.memory.bytes() as u64);
         broker.idempotency_keys.set(self.memory.n_keys() as u64);
         broker.history_evicted.set(self.memory.n_evicted());
         broker.newest_bytes.set(self.newest.bytes() as u64);
         broker.newest_refused.set(self.newest.n_refused());
-        if now_ms >= self.newest_swept_ms + NEWEST_SWEEP_MS {
-            self.newest_swept_ms = now_ms;
-            let interest = &self.interest;
-            self.newest.retain(|name| interest.knows(name));
-        }
+        let interest = &self.interest;
+        self.newest.sweep(now_ms, |name| interest.knows(name));
         for finished in self.surveys.on_tick(now_ms) {
             self.finish_survey(finished);
         }

@@ -5,8 +5,9 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::fossil;
 use crate::position::{Epoch, Position};
-use crate::protocol::{JsonPayload, PubExtra, PublicationList, json_payload};
+use crate::protocol::{JsonPayload, PubExtra, PublicationList, json_payload, json_string};
 use crate::publication::{Body, Publication};
 
 /// What of a stream is wanted.
@@ -66,16 +67,22 @@ pub struct HistoryPage {
     pub publications: Vec<Arc<Stored>>,
     /// Encoded by the first of those who share the page.
     client_json: OnceLock<Listed>,
+    patched_json: OnceLock<Listed>,
 }
 
 impl HistoryPage {
     pub fn new(top: Position, publications: Vec<Arc<Stored>>) -> Self {
-        Self { top, publications, client_json: OnceLock::new() }
+        Self { top, publications, client_json: OnceLock::new(), patched_json: OnceLock::new() }
     }
 
     /// For clients, within a bound that is the same for all of them.
     pub fn client_json(&self, bytes_max: usize) -> &Listed {
         self.client_json.get_or_init(|| self.to_json(Audience::Client, bytes_max))
+    }
+
+    /// For clients with delta.
+    pub fn patched_json(&self) -> &Listed {
+        self.patched_json.get_or_init(|| self.to_json(Audience::Patched, usize::MAX))
     }
 
     pub fn bytes(&self) -> usize {
@@ -88,6 +95,9 @@ impl HistoryPage {
 pub enum Audience {
     /// Publications look as they do live.
     Client,
+    /// The same for a subscriber with delta that has nothing yet: the first one whole, the others as
+    /// patches against the one before where that is shorter.
+    Patched,
     /// As the server API shows them: without epoch and version.
     Api,
 }
@@ -108,6 +118,7 @@ impl HistoryPage {
     /// Encodes as many publications as fit into `bytes_max`, or the first.
     pub fn to_json(&self, audience: Audience, bytes_max: usize) -> Listed {
         let (mut list, mut n_skipped, mut n_listed) = (PublicationList::default(), 0, 0);
+        let mut patcher = Patcher::default();
         for stored in &self.publications {
             let position = Position { offset: stored.offset, epoch: self.top.epoch };
             let payload = json_payload(&stored.body.payload);
@@ -119,9 +130,17 @@ impl HistoryPage {
                     continue;
                 }
             };
+            let patched;
+            let (data, delta) = match audience {
+                Audience::Patched => {
+                    patched = patcher.next(data);
+                    (&*patched.data, patched.delta)
+                }
+                Audience::Client | Audience::Api => (data, false),
+            };
             let extra = match audience {
-                Audience::Client => {
-                    PubExtra { version: stored.body.version, ..PubExtra::at(&position) }
+                Audience::Client | Audience::Patched => {
+                    PubExtra { delta, version: stored.body.version, ..PubExtra::at(&position) }
                 }
                 Audience::Api => PubExtra { offset: stored.offset, ..PubExtra::default() },
             };
@@ -134,6 +153,29 @@ impl HistoryPage {
         }
         let is_whole = n_listed + n_skipped as usize == self.publications.len();
         Listed { json: list.finish(), n_skipped, n_listed, is_whole }
+    }
+}
+
+/// Makes texts patches against the ones before.
+#[derive(Default)]
+struct Patcher {
+    before: Option<String>,
+}
+
+/// A payload for a subscriber with delta.
+struct Patched {
+    /// A JSON string.
+    data: Vec<u8>,
+    delta: bool,
+}
+
+impl Patcher {
+    fn next(&mut self, json: &[u8]) -> Patched {
+        let text = std::str::from_utf8(json).expect("invariant: what travels in JSON is UTF-8");
+        let before = self.before.replace(text.to_owned());
+        let patch = before.and_then(|before| fossil::create_shorter(&before, text));
+        let data = json_string(patch.as_deref().unwrap_or(text));
+        Patched { data, delta: patch.is_some() }
     }
 }
 
@@ -155,5 +197,34 @@ pub fn check_epoch(since: Option<Position>, epoch: Epoch) -> Result<(), HistoryE
             Err(HistoryError::OtherEpoch)
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_patched_page_is_the_page() {
+        let quote = |n: u64| format!("{{\"symbol\":\"EURUSD\",\"name\":\"Euro\",\"bid\":{n}}}");
+        let payloads =
+            [quote(1).into_bytes(), b"\xff".to_vec(), quote(2).into_bytes(), b"text".to_vec()];
+        let stored =
+            |(at, payload)| Arc::new(Stored { offset: at as u64 + 1, body: Body::plain(payload) });
+        let publications = payloads.into_iter().enumerate().map(stored).collect();
+        let top = Position { offset: 4, epoch: Epoch::asked("kQzVbTne") };
+        let page = HistoryPage::new(top, publications);
+        let listed = page.to_json(Audience::Patched, usize::MAX);
+        assert_eq!(listed.n_skipped, 1);
+        let list: Vec<Value> = serde_json::from_slice(&listed.json).unwrap();
+        let text = |at: usize| list[at]["data"].as_str().unwrap();
+        assert_eq!((text(0), text(2)), (&*quote(1), "\"text\""));
+        let deltas: Vec<&Value> = list.iter().map(|it| &it["delta"]).collect();
+        assert_eq!(deltas, [&Value::Null, &json!(true), &Value::Null]);
+        let second = fossil::apply(quote(1).as_bytes(), text(1).as_bytes()).unwrap();
+        assert_eq!(second, quote(2).as_bytes());
+        assert_eq!((&list[1]["offset"], &list[0]["epoch"]), (&json!(3), &json!("kQzVbTne")));
     }
 }

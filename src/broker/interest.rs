@@ -182,6 +182,12 @@ impl Interest {
         self.names.contains_key(name.as_bytes())
     }
 
+    /// Whether any shard has a channel.
+    pub fn has_shards(&self, id: ChannelId) -> bool {
+        let entry = self.entries.get(id.slot as usize).and_then(Option::as_ref);
+        entry.is_some_and(|entry| entry.id == id && !entry.shards.is_empty())
+    }
+
     /// A shard's first subscriber of a channel. `Some` if the channel is live already.
     pub fn acquire(&mut self, name: &str, shard: usize, now_ms: u64) -> Option<Confirmed> {
         let slot = match self.names.get(name.as_bytes()) {

@@ -10,6 +10,7 @@
 //! first publication to that shard.
 //! Deliberately absent: sessions, sockets, frames.
 
+mod chains;
 mod core;
 mod door;
 mod envelope;
@@ -59,6 +60,10 @@ pub enum BrokerCommand {
     /// The shard's last subscriber left.
     Release {
         shard: usize,
+        id: ChannelId,
+    },
+    /// The shard's first subscriber of a channel that takes patches: it gets a chain.
+    Chain {
         id: ChannelId,
     },
     /// Answered by `Published`.

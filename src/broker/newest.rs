@@ -15,17 +15,23 @@ use ahash::HashMap;
 use crate::position::Position;
 use crate::publication::{Body, Publication};
 
+/// Payload of the newest publications of channels with `recovery = "cache"`.
+pub const BYTES_MAX: usize = 256 << 20;
+/// How often those of channels that are gone are looked for, milliseconds.
+const SWEEP_MS: u64 = 10_000;
+
 /// See the module.
 pub struct Newest {
     by_name: HashMap<Box<str>, Option<Arc<Publication>>>,
     bytes: usize,
     bytes_max: usize,
     n_refused: u64,
+    swept_ms: u64,
 }
 
 impl Newest {
     pub fn new(bytes_max: usize) -> Self {
-        Self { by_name: HashMap::default(), bytes: 0, bytes_max, n_refused: 0 }
+        Self { by_name: HashMap::default(), bytes: 0, bytes_max, n_refused: 0, swept_ms: 0 }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -76,8 +82,12 @@ impl Newest {
         self.bytes -= newest.map_or(0, |newest| newest.payload_bytes());
     }
 
-    /// Forgets the channels that were asked for and never subscribed.
-    pub fn retain(&mut self, mut is_known: impl FnMut(&str) -> bool) {
+    /// Forgets, from time to time, the channels that were asked for and never subscribed.
+    pub fn sweep(&mut self, now_ms: u64, mut is_known: impl FnMut(&str) -> bool) {
+        if now_ms < self.swept_ms + SWEEP_MS {
+            return;
+        }
+        self.swept_ms = now_ms;
         let gone: Vec<Box<str>> =
             self.by_name.keys().filter(|name| !is_known(name)).cloned().collect();
         gone.iter().for_each(|name| self.forget(name));
@@ -123,7 +133,9 @@ mod tests {
         newest.on_gap();
         assert!(newest.of("a").is_none() && newest.bytes() == 0);
         newest.on_publication("a", &publication("a", 5));
-        newest.retain(|name| name == "b");
+        newest.sweep(SWEEP_MS - 1, |_| false);
+        assert_eq!(newest.bytes(), 5, "not yet");
+        newest.sweep(SWEEP_MS, |name| name == "b");
         assert_eq!((newest.bytes(), newest.by_name.len()), (0, 1));
     }
 }

@@ -87,6 +87,8 @@ pub struct Namespace {
     pub recovery: Recovery,
     /// Publications of a channel a second, at the most; `None`: as they come.
     pub max_rate: Option<u32>,
+    /// Subscribers may ask for patches.
+    pub delta: bool,
 }
 
 /// How much of a channel's stream is kept.
@@ -119,6 +121,7 @@ impl Default for Namespace {
             history_ttl: Duration::ZERO,
             recovery: Recovery::Off,
             max_rate: None,
+            delta: false,
         }
     }
 }
@@ -262,6 +265,7 @@ impl Reading<'_> {
         }
         self.check_history(name, table, &namespace);
         self.check_recovery(name, table, &namespace);
+        self.check_delta(name, table, &namespace);
         namespace
     }
 
@@ -302,6 +306,20 @@ impl Reading<'_> {
         }
         if namespace.max_rate.is_some() {
             self.blame(at, format!("{path} and max_rate contradict each other"));
+        }
+    }
+
+    /// A patch is of use only to who got the publication before.
+    fn check_delta(&mut self, name: &str, table: &DeTable<'_>, namespace: &Namespace) {
+        let skips =
+            namespace.slow_consumer == SlowConsumer::Conflate || namespace.max_rate.is_some();
+        if namespace.delta && skips {
+            let at = table.iter().find(|(given, _)| given.get_ref() == "delta");
+            let name = shown(name);
+            let complaint = format!(
+                "namespaces.{name}.delta contradicts slow_consumer = \"conflate\" and max_rate"
+            );
+            self.blame(at.map(|(_, value)| value.span().start), complaint);
         }
     }
 

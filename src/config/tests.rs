@@ -251,7 +251,7 @@ fn namespaces_come_from_the_file() {
     let missing = errors("", &env);
     fs::write(&path, "[namespaces.a]\nsubscribe = \"anyone\"\n").expect("a writable folder");
     let good = [loaded("", &env), loaded(&flag, "")];
-    fs::write(&path, "[namespaces.a]\nsubscribe = \"all\"\ndelta = true\n")
+    fs::write(&path, "[namespaces.a]\nsubscribe = \"all\"\ntags_filter = true\n")
         .expect("a writable folder");
     let bad = [errors("", &env), errors(&flag, "HUB_SHARDS=0")];
     fs::remove_file(&path).expect("a file of this test");
@@ -267,7 +267,7 @@ fn namespaces_come_from_the_file() {
         let (at, expected) = (path.display(), "expected nobody, token, user or anyone");
         format!(
             "{knob}: {at}:2: namespaces.a.subscribe: \"all\" is not valid: {expected}\n\
-             {knob}: {at}:3: namespaces.a.delta = true is not available in this version"
+             {knob}: {at}:3: namespaces.a.tags_filter = true is not available in this version"
         )
     };
     assert_eq!(bad[0], lines("HUB_CONFIG"));

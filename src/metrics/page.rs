@@ -68,7 +68,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 11] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 14] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -92,6 +92,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 11] = [
     ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {
         &shard.mailbox_items
     }),
+    ("patches", "Fossil patches made, one a publication.", |shard| &shard.patches),
+    ("patch_bytes", "Bytes of these patches.", |shard| &shard.patch_bytes),
+    ("patched_bytes", "Bytes of the payloads that they stand for.", |shard| &shard.patched_bytes),
 ];
 
 impl Collector for Page {
@@ -189,7 +192,7 @@ impl Page {
         )
     }
 
-    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 12] {
+    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 13] {
         let Metrics { broker, listener, .. } = &*self.0;
         [
             ("history_reads", "Histories asked for.", &broker.history_reads),
@@ -213,6 +216,7 @@ impl Page {
                 "Newest publications that weren't remembered for want of room.",
                 &broker.newest_refused,
             ),
+            ("chains_refused", "Payloads not kept, for want of room.", &broker.chains_refused),
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),
@@ -250,7 +254,8 @@ impl Page {
             "Connections refused or ended at a limit.",
             refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
         )?;
-        let gauges: [(&str, &str, &Count); 7] = [
+        let gauges: [(&str, &str, &Count); 8] = [
+            ("chain_bytes", "Payloads kept for the next one's patch.", &broker.chain_bytes),
             ("history_streams", "Streams in the embedded broker.", &broker.history_streams),
             ("history_bytes", "Bytes of their publications.", &broker.history_bytes),
             ("idempotency_keys", "Keys it remembers.", &broker.idempotency_keys),

@@ -42,7 +42,7 @@ impl JsonPayload<'_> {
 pub fn json_payload(bytes: &[u8]) -> JsonPayload<'_> {
     let Ok(text) = std::str::from_utf8(bytes) else { return JsonPayload::NotUtf8 };
     if !is_json(text) {
-        return JsonPayload::Rewritten(text_as_string(text));
+        return JsonPayload::Rewritten(json_string(text));
     }
     if !has_line_break(bytes) {
         return JsonPayload::Verbatim(bytes);
@@ -65,7 +65,8 @@ fn is_json(text: &str) -> bool {
     depth_within(text.as_bytes(), DEPTH_MAX) && serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-fn text_as_string(text: &str) -> Vec<u8> {
+/// `text` as a JSON string.
+pub fn json_string(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + text.len() / 8 + 2);
     put_string(&mut out, text);
     out

@@ -1,10 +1,11 @@
-//! Cohorts: the sessions of a shard with one wire format and one set of channels. Those whose sockets
-//! are full are in a cohort of their own, if one of the channels conflates.
+//! Cohorts: the sessions of a shard with one wire format and one set of subscriptions. Those whose
+//! sockets are full are in a cohort of their own, if one of the channels conflates.
 //!
-//! Owned by the shard's hub; sans-I/O. A cohort is found by the hash of its set, which is the
-//! xor of its channels' random keys, so that adding or taking one channel costs one xor; the
-//! set itself is compared before it is believed.
+//! Owned by the shard's hub; sans-I/O. A subscription is a channel and a [`Variant`]. A cohort is
+//! found by the hash of its set, which is the xor of its subscriptions' random keys, so that adding
+//! or taking one costs one xor; the set itself is compared before it is believed.
 //!
+//! **Invariant:** a cohort has a channel in one variant only.
 //! **Invariant:** `channels[slot].cohorts[ref.at]` and `cohort.channels[at]` point at each other.
 //! **Invariant:** a cohort has a member, except between its making and the join that follows,
 //! and except the two empty sets, which are kept.
@@ -30,17 +31,47 @@ const TRIM_BYTES_PER_MEMBER: usize = 64;
 const KEEP_BUFFER_MEMBERS_MIN: usize = 32;
 const KEEP_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
+/// In which form a subscriber gets a channel's publications.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Variant {
+    /// As they are.
+    #[default]
+    Plain,
+    /// With delta, and without a base: the next one as a whole; then it is [`Variant::Delta`].
+    Fresh,
+    /// As patches against what the channel's subscribers on this shard got last.
+    Delta,
+}
+
+impl Variant {
+    /// What a channel's key becomes.
+    fn key(self, key: u64) -> u64 {
+        key.rotate_left(21 * self as u32)
+    }
+}
+
 /// One cohort's place in a channel's list.
 #[derive(Clone, Copy)]
 pub struct CohortRef {
     pub cohort: u32,
+    pub variant: Variant,
 }
+
+/// A channel in one variant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Subscription {
+    slot: u32,
+    variant: Variant,
+}
+
+type Set = SmallVec<[Subscription; 8]>;
 
 /// One channel of a cohort, and where the cohort stands in that channel's list.
 #[derive(Clone, Copy)]
 pub struct ChannelRef {
     pub slot: u32,
     at: u32,
+    variant: Variant,
 }
 
 /// Where a frame of a channel begins in a log.
@@ -90,8 +121,16 @@ impl Cohort {
         }
     }
 
-    pub fn has(&self, slot: u32) -> bool {
-        self.channels.binary_search_by_key(&slot, |channel| channel.slot).is_ok()
+    /// The variant in which it has a channel.
+    pub fn variant(&self, slot: u32) -> Option<Variant> {
+        let found = self.channels.binary_search_by_key(&slot, |channel| channel.slot);
+        found.ok().map(|at| self.channels[at].variant)
+    }
+
+    fn set(&self) -> impl Iterator<Item = Subscription> {
+        self.channels
+            .iter()
+            .map(|ChannelRef { slot, variant, .. }| Subscription { slot: *slot, variant: *variant })
     }
 
     /// A member's position reached the end: the last one frees the log.
@@ -117,16 +156,10 @@ impl Cohort {
             .max(2 * self.log.bytes());
     }
 
-    fn is_set(
-        &self,
-        format: Format,
-        is_conflating: bool,
-        mut slots: impl ExactSizeIterator<Item = u32>,
-    ) -> bool {
+    fn is_set(&self, format: Format, is_conflating: bool, set: &[Subscription]) -> bool {
         self.format == format
             && self.is_conflating == is_conflating
-            && self.channels.len() == slots.len()
-            && self.channels.iter().all(|channel| slots.next() == Some(channel.slot))
+            && self.set().eq(set.iter().copied())
     }
 }
 
@@ -147,30 +180,28 @@ impl Cohorts {
         self.find_or_make(format, false, format_key(format), &[])
     }
 
-    /// The cohort with the set of `cohort` and `slot`.
-    pub fn with(&mut self, cohort: u32, slot: u32) -> u32 {
+    /// The cohort with the set of `cohort`, and `slot` in a variant.
+    pub fn with(&mut self, cohort: u32, slot: u32, variant: Variant) -> u32 {
         let from = &self.cohorts[cohort as usize];
         let (format, is_conflating) = (from.format, from.is_conflating);
-        let set_hash = from.set_hash ^ self.channels[slot as usize].key;
-        let mut slots: SmallVec<[u32; 8]> =
-            from.channels.iter().map(|channel| channel.slot).collect();
-        let at = slots.partition_point(|other| *other < slot);
-        slots.insert(at, slot);
-        self.find_or_make(format, is_conflating, set_hash, &slots)
+        let key = self.channels[slot as usize].key;
+        let before = from.variant(slot).map_or(0, |before| before.key(key));
+        let set_hash = from.set_hash ^ before ^ variant.key(key);
+        let mut set: Set = from.set().filter(|other| other.slot != slot).collect();
+        let at = set.partition_point(|other| other.slot < slot);
+        set.insert(at, Subscription { slot, variant });
+        self.find_or_make(format, is_conflating, set_hash, &set)
     }
 
     /// The cohort with the set of `cohort` but `slot`.
     pub fn without(&mut self, cohort: u32, slot: u32) -> u32 {
         let from = &self.cohorts[cohort as usize];
         let (format, is_conflating) = (from.format, from.is_conflating);
-        let set_hash = from.set_hash ^ self.channels[slot as usize].key;
-        let slots: SmallVec<[u32; 8]> = from
-            .channels
-            .iter()
-            .map(|channel| channel.slot)
-            .filter(|other| *other != slot)
-            .collect();
-        self.find_or_make(format, is_conflating, set_hash, &slots)
+        let key = self.channels[slot as usize].key;
+        let before = from.variant(slot).map_or(0, |before| before.key(key));
+        let set_hash = from.set_hash ^ before;
+        let set: Set = from.set().filter(|other| other.slot != slot).collect();
+        self.find_or_make(format, is_conflating, set_hash, &set)
     }
 
     /// The cohort of the same sessions' channels and format, conflating if this one isn't.
@@ -178,8 +209,8 @@ impl Cohorts {
         let from = &self.cohorts[cohort as usize];
         let (format, is_conflating) = (from.format, !from.is_conflating);
         let set_hash = from.set_hash ^ CONFLATING_KEY;
-        let slots: SmallVec<[u32; 8]> = from.channels.iter().map(|channel| channel.slot).collect();
-        self.find_or_make(format, is_conflating, set_hash, &slots)
+        let set: Set = from.set().collect();
+        self.find_or_make(format, is_conflating, set_hash, &set)
     }
 
     fn find_or_make(
@@ -187,13 +218,11 @@ impl Cohorts {
         format: Format,
         is_conflating: bool,
         set_hash: u64,
-        slots: &[u32],
+        set: &[Subscription],
     ) -> u32 {
         let found = self.by_set.get(&set_hash).and_then(|candidates| {
-            let is_it = |idx: &&u32| {
-                let slots = slots.iter().copied();
-                self.cohorts[**idx as usize].is_set(format, is_conflating, slots)
-            };
+            let is_it =
+                |idx: &&u32| self.cohorts[**idx as usize].is_set(format, is_conflating, set);
             candidates.iter().find(is_it)
         });
         if let Some(idx) = found {
@@ -201,11 +230,11 @@ impl Cohorts {
         }
         let mut cohort = Cohort::new(format, is_conflating, set_hash);
         let idx = self.cohorts.vacant_key() as u32;
-        for slot in slots {
-            cohort.has_marks |= !is_conflating && self.channels[*slot as usize].conflates;
-            let list = &mut self.channels[*slot as usize].cohorts;
-            cohort.channels.push(ChannelRef { slot: *slot, at: list.len() as u32 });
-            list.push(CohortRef { cohort: idx });
+        for Subscription { slot, variant } in set.iter().copied() {
+            cohort.has_marks |= !is_conflating && self.channels[slot as usize].conflates;
+            let list = &mut self.channels[slot as usize].cohorts;
+            cohort.channels.push(ChannelRef { slot, at: list.len() as u32, variant });
+            list.push(CohortRef { cohort: idx, variant });
         }
         self.cohorts.insert(cohort);
         self.by_set.entry(set_hash).or_default().push(idx);
@@ -227,7 +256,7 @@ impl Cohorts {
         if candidates.is_empty() {
             self.by_set.remove(&cohort.set_hash);
         }
-        for ChannelRef { slot, at } in cohort.channels {
+        for ChannelRef { slot, at, .. } in cohort.channels {
             let list = &mut self.channels[slot as usize].cohorts;
             list.swap_remove(at as usize);
             if let Some(moved) = list.get(at as usize) {
@@ -249,6 +278,8 @@ impl Cohorts {
                 n_pins: 0,
                 conflates: false,
                 newest: Default::default(),
+                last_serial: 0,
+                is_chained: false,
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -261,6 +292,8 @@ impl Cohorts {
             n_pins: 0,
             conflates: false,
             newest: Default::default(),
+            last_serial: 0,
+            is_chained: false,
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -313,10 +346,11 @@ mod tests {
                 prop_assert!(cohort.channels.is_sorted_by(|a, b| a.slot < b.slot));
                 let mut set_hash = format_key(cohort.format);
                 set_hash ^= if cohort.is_conflating { CONFLATING_KEY } else { 0 };
-                for ChannelRef { slot, at } in &cohort.channels {
+                for ChannelRef { slot, at, variant } in &cohort.channels {
                     let entry = &self.channels[*slot as usize];
                     prop_assert_eq!(entry.cohorts[*at as usize].cohort, idx);
-                    set_hash ^= entry.key;
+                    prop_assert_eq!(entry.cohorts[*at as usize].variant, *variant);
+                    set_hash ^= variant.key(entry.key);
                 }
                 prop_assert_eq!(cohort.set_hash, set_hash);
                 prop_assert!(self.by_set[&set_hash].contains(&idx));
@@ -343,16 +377,20 @@ mod tests {
             cohorts.channels[slot as usize].key = 0;
         }
         let empty = cohorts.empty_set(Format::Raw);
-        let one = cohorts.with(empty, 1);
-        let two = cohorts.with(empty, 2);
-        let both = cohorts.with(one, 2);
-        let all = cohorts.with(both, 0);
+        let one = cohorts.with(empty, 1, Variant::Plain);
+        let fresh = cohorts.with(empty, 1, Variant::Fresh);
+        let two = cohorts.with(empty, 2, Variant::Plain);
+        let both = cohorts.with(one, 2, Variant::Plain);
+        let all = cohorts.with(both, 0, Variant::Plain);
         let other_format = cohorts.empty_set(Format::Json);
-        let mut different = vec![empty, one, two, both, all, other_format];
+        let mut different = vec![empty, one, fresh, two, both, all, other_format];
         different.sort_unstable();
         different.dedup();
-        assert_eq!(different.len(), 6);
-        assert_eq!(cohorts.with(two, 1), both, "whatever the order");
+        assert_eq!(different.len(), 7);
+        assert_eq!(cohorts.with(two, 1, Variant::Plain), both, "whatever the order");
+        assert_eq!(cohorts.with(one, 1, Variant::Fresh), fresh, "it changes its variant");
+        assert_eq!(cohorts.with(fresh, 1, Variant::Plain), one);
+        assert_eq!(cohorts.without(fresh, 1), empty);
         assert_eq!(cohorts.without(all, 0), both);
         assert_eq!(cohorts.without(one, 1), empty);
     }
@@ -364,7 +402,7 @@ mod tests {
         cohorts.open_channel(id, Arc::new(Channel::new("any")));
         let sets = [Format::Json, Format::Raw].map(|format| {
             let empty = cohorts.empty_set(format);
-            cohorts.with(empty, 3)
+            cohorts.with(empty, 3, Variant::Plain)
         });
         cohorts.close_if_unused(3);
         assert!(cohorts.emptied.is_empty() && cohorts.is_open(3));

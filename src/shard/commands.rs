@@ -3,7 +3,7 @@
 //! Runs on the shard thread inside one borrow of the state. What the broker has to confirm first
 //! is in `waiting`.
 
-use super::hub::SessionId;
+use super::hub::{SessionId, Variant};
 use super::session::Kind;
 use super::state::State;
 use super::waiting::{self, Asked, Errand};
@@ -12,7 +12,7 @@ use crate::auth::{Action, Denial};
 use crate::broker::{HistoryAsk, Order, Publish};
 use crate::channel;
 use crate::position::{Epoch, Position};
-use crate::protocol::command::{Command, History, Kind as Ask, Subscribe};
+use crate::protocol::command::{Command, Delta, History, Kind as Ask, Subscribe};
 use crate::protocol::{Disconnect, EmptyReply, ReplyError, put_empty, put_error};
 use crate::publication::Body;
 
@@ -56,7 +56,8 @@ impl State {
                 self.answer_bytes = 0;
                 match welcome {
                     Ok(Some(welcome)) => {
-                        self.put_welcome(id, &subscribe.channel, asked, &welcome, out);
+                        let ask = self.ask_of(asked, &subscribe);
+                        self.put_welcome(id, &subscribe.channel, ask, &welcome, out);
                     }
                     Ok(None) => {}
                     Err(Denial::Error(error)) => line(out, |out| put_error(out, asked, &error)),
@@ -112,18 +113,18 @@ impl State {
         let name = &*subscribe.channel;
         channel::check_name(name, config.channel_bytes_max).map_err(|_| ReplyError::BAD_REQUEST)?;
         let channels_max = config.channels_max;
+        // Which publication would be the one before, differs by what each subscriber's filter lets
+        // through.
+        if subscribe.delta != Delta::Off && subscribe.tags_filter.is_some() {
+            return Err(ReplyError::BAD_REQUEST.into());
+        }
         self.check_waiting(id, name)?;
         let n_pending = self.session(id).map_or(0, |session| usize::from(session.n_pending));
         if self.hub.n_channels_of(id) + n_pending >= channels_max {
             return Err(ReplyError::LIMIT_EXCEEDED.into());
         }
         self.authorize(id, subscribe)?;
-        let known = Position { offset: subscribe.offset, epoch: Epoch::asked(&subscribe.epoch) };
-        let ask = waiting::Ask {
-            command: asked,
-            recover: subscribe.recover.then_some(known),
-            or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
-        };
+        let ask = self.ask_of(asked, subscribe);
         let wanted = self.want(id, name, Asked::Subscribe(ask));
         if wanted.is_err()
             && let Some(session) = self.session(id)
@@ -131,6 +132,25 @@ impl State {
             session.forget_token(name);
         }
         Ok(wanted?)
+    }
+
+    fn ask_of(&self, command: u32, subscribe: &Subscribe<'_>) -> waiting::Ask {
+        let known = Position { offset: subscribe.offset, epoch: Epoch::asked(&subscribe.epoch) };
+        waiting::Ask {
+            command,
+            variant: self.variant(subscribe),
+            recover: subscribe.recover.then_some(known),
+            or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
+        }
+    }
+
+    /// A wish for delta that the namespace doesn't grant is ignored: the reply says so.
+    fn variant(&self, subscribe: &Subscribe<'_>) -> Variant {
+        let namespace = self.auth.namespaces().of(&subscribe.channel);
+        match subscribe.delta {
+            Delta::Fossil if namespace.is_some_and(|namespace| namespace.delta) => Variant::Fresh,
+            _ => Variant::Plain,
+        }
     }
 
     fn on_unsubscribe(

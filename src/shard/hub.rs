@@ -3,7 +3,7 @@
 //! Owned by one shard thread, reached only through its state. Sans-I/O: the write function is
 //! handed in, so the whole fan-out runs in tests without a socket.
 //!
-//! Sessions with the same wire format and the same set of channels form a *cohort*. A
+//! Sessions with the same wire format and the same set of subscriptions form a *cohort*. A
 //! publication is copied once into the log of each cohort that has its channel; a session holds
 //! a position in its cohort's log, so what it hasn't got is one slice. The cost of a publication
 //! is cohorts, not subscribers; per subscriber it costs one bit in the dirty set, and that only
@@ -11,22 +11,27 @@
 //! What is one session's alone (replies, what was pending when it changed cohorts) goes to its
 //! own outbox, which is always written first.
 //!
+//! Who has just subscribed with delta gets the next publication as a whole, and moves to the cohort
+//! of those who get patches behind it: that once a session is copied what is pending for it.
+//!
 //! **Invariant:** a session is in exactly one cohort; its position is within the cohort's log.
 //! **Invariant:** a channel is open here while it has a cohort.
 //! **Invariant:** bytes reach a socket as whole frames in order: a frame that was written in
 //! part goes to the own outbox before anything else may.
+//! **Invariant:** all who get a channel's patches got its publication `last_serial` last.
 //! Deliberately absent: channel names, clocks, log lines, atomics.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use super::cohort::Variant;
 use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
 use super::conflate::Behind;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
-use crate::publication::{Format, N_FORMATS, Publication};
+use crate::publication::{Format, N_FORMATS, Patches, Publication};
 
 /// A session of this shard: index and generation. A stale id matches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -85,6 +90,8 @@ pub struct Totals {
     pub skipped: u64,
     /// Publications that a session will never get, because a newer one of the channel took their place.
     pub conflated: u64,
+    /// Patches that were made here.
+    pub patches: Patches,
 }
 
 const TAKEN: u8 = 1;
@@ -161,6 +168,10 @@ pub(super) struct ChannelSlot {
     /// While it conflates: the newest that was fanned out in each format. What a format can't carry
     /// takes no other's place.
     pub newest: [Option<Arc<Publication>>; N_FORMATS],
+    /// Of the last publication that went to subscribers with delta.
+    pub last_serial: u64,
+    /// The broker knows that there are such.
+    pub is_chained: bool,
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
 }
@@ -211,13 +222,25 @@ impl Hub {
             return 0;
         };
         let (mut queued_bytes, mut is_carried) = (0, [false; N_FORMATS]);
+        let (last_serial, mut has_fresh) = (slot.last_serial, false);
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
-            let Some(frame) = publication.frame(cohort.format) else {
+            let frame = match cohort_ref.variant {
+                Variant::Plain => publication.frame(cohort.format),
+                Variant::Delta if publication.follows(last_serial) => {
+                    publication.patch_frame(&mut self.totals.patches)
+                }
+                Variant::Fresh | Variant::Delta => publication.whole_frame(),
+            };
+            let Some(frame) = frame else {
                 self.totals.skipped += 1;
                 continue;
             };
             is_carried[cohort.format as usize] = true;
+            if cohort_ref.variant != Variant::Plain {
+                slot.last_serial = publication.serial();
+                has_fresh |= cohort_ref.variant == Variant::Fresh;
+            }
             if cohort.is_conflating && slot.conflates {
                 self.totals.deliveries += cohort.members.len() as u64;
                 for member in &cohort.members {
@@ -250,7 +273,27 @@ impl Hub {
             let newest = slot.newest.iter_mut().zip(is_carried).filter(|(_, carried)| *carried);
             newest.for_each(|(newest, _)| *newest = Some(publication.clone()));
         }
+        if has_fresh {
+            self.end_fresh(id.slot);
+        }
         queued_bytes
+    }
+
+    /// Who was without a base has one now.
+    #[cold]
+    fn end_fresh(&mut self, slot: u32) {
+        let list = &self.cohorts.channels[slot as usize].cohorts;
+        let fresh: Vec<u32> = list
+            .iter()
+            .filter(|cohort_ref| cohort_ref.variant == Variant::Fresh)
+            .map(|cohort_ref| cohort_ref.cohort)
+            .collect();
+        for cohort in fresh {
+            let twin = self.cohorts.with(cohort, slot, Variant::Delta);
+            for idx in self.cohorts.cohorts[cohort as usize].members.clone() {
+                self.move_to(idx, twin);
+            }
+        }
     }
 
     /// The first session in `from..to` that has something to write.
@@ -513,13 +556,25 @@ impl Hub {
         self.cohorts.close_if_unused(slot);
     }
 
+    /// The channel at a slot if it has to be chained; once.
+    pub fn to_be_chained(&mut self, slot: u32) -> Option<ChannelId> {
+        let entry = self.cohorts.channels.get_mut(slot as usize)?;
+        let is_new = !std::mem::replace(&mut entry.is_chained, true);
+        is_new.then_some(ChannelId { slot, generation: entry.generation })
+    }
+
     /// Subscribes. False: it was subscribed already, the session is gone or closing, or the
     /// channel isn't open (its last subscriber may have left since the slot was looked up).
     pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
+        self.subscribe_as(id, slot, Variant::Plain)
+    }
+
+    /// Subscribes in a variant; without a base that is [`Variant::Fresh`].
+    pub fn subscribe_as(&mut self, id: SessionId, slot: u32, variant: Variant) -> bool {
         if self.is_closing(id) || self.is_subscribed(id, slot) || !self.cohorts.is_open(slot) {
             return false;
         }
-        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot);
+        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot, variant);
         self.move_to(id.idx, cohort);
         if self.is_lagging(id) && self.cohort_of(id.idx).has_marks {
             self.start_conflating(id.idx);
@@ -539,7 +594,7 @@ impl Hub {
     }
 
     pub fn is_subscribed(&self, id: SessionId, slot: u32) -> bool {
-        self.seat(id).is_some() && self.cohort_of(id.idx).has(slot)
+        self.seat(id).is_some() && self.cohort_of(id.idx).variant(slot).is_some()
     }
 
     /// How many channels the session is subscribed to.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
-use super::hub::SessionId;
+use super::hub::{SessionId, Variant};
 use super::pace::Paced;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
@@ -232,6 +232,9 @@ impl State {
         mut welcome: Welcome,
     ) -> Result<Welcome, ReplyError> {
         let ask = last_ask(asked);
+        if ask.variant != Variant::Plain {
+            welcome.missed = std::mem::take(&mut welcome.missed).patched();
+        }
         // Each of them is told: an SDK may take the first answer for that to its last wish.
         let is_subscribe = |asked: &&Asked| matches!(asked, Asked::Subscribe(_));
         let n_told = asked.iter().filter(is_subscribe).count().max(1);
@@ -247,7 +250,7 @@ impl State {
         if ask.or_nothing && welcome.was_recovering && !welcome.recovered {
             return Err(ReplyError::UNRECOVERABLE_POSITION);
         }
-        self.hub.subscribe(id, slot);
+        self.subscribe(id, slot, ask.variant);
         Ok(welcome)
     }
 

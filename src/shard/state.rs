@@ -27,6 +27,7 @@ use crate::metrics::ShardMetrics;
 use crate::node::Node;
 use crate::position::Position;
 use crate::protocol::{Disconnect, ReplyError};
+use crate::publication::Patches;
 
 /// A closing handshake may take this long, milliseconds.
 pub(super) const LINGER_MS: u64 = 3_000;
@@ -108,6 +109,11 @@ fn totals_of(metrics: &ShardMetrics) -> Totals {
         dropped_frames: metrics.drops_slow_consumer.get(),
         skipped: metrics.drops_not_utf8.get(),
         conflated: metrics.conflated.get(),
+        patches: Patches {
+            n: metrics.patches.get(),
+            bytes: metrics.patch_bytes.get(),
+            full_bytes: metrics.patched_bytes.get(),
+        },
     }
 }
 
@@ -330,6 +336,9 @@ impl State {
         metrics.drops_slow_consumer.set(totals.dropped_frames);
         metrics.drops_not_utf8.set(totals.skipped);
         metrics.conflated.set(totals.conflated);
+        metrics.patches.set(totals.patches.n);
+        metrics.patch_bytes.set(totals.patches.bytes);
+        metrics.patched_bytes.set(totals.patches.full_bytes);
         metrics.outbox_bytes.set(self.hub.outbox_bytes() as u64);
     }
 }

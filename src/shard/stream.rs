@@ -28,7 +28,7 @@ use smallvec::SmallVec;
 use super::hub::SessionId;
 use super::waiting::Waiters;
 use super::welcome::{Missed, Welcome};
-use crate::broker::{Audience, HistoryAsk, HistoryPage, Order, Stored};
+use crate::broker::{HistoryAsk, HistoryPage, Order, Stored};
 use crate::channel::{Channel, ChannelId};
 use crate::config::{Namespace, Recovery};
 use crate::position::{Epoch, Position};
@@ -385,8 +385,8 @@ impl Stream {
         }
         let kept = kept.into_iter().map(|publication| Arc::new(Stored::of(publication)));
         let all = page.publications[..from_page].iter().cloned().chain(kept).collect();
-        let listed = HistoryPage::new(at, all).to_json(Audience::Client, bytes_max);
-        listed.is_whole.then_some(Missed::List(listed))
+        let page = HistoryPage::new(at, all);
+        page.client_json(bytes_max).is_whole.then(|| Missed::Page(Arc::new(page)))
     }
 
     fn welcome(&self, at: Position) -> Welcome {
@@ -427,13 +427,12 @@ impl Stream {
             return Welcome { was_recovering: true, recovered: true, ..welcome };
         }
         let page = HistoryPage::new(at, vec![Arc::new(Stored::of(newest))]);
-        let listed = page.to_json(Audience::Client, usize::MAX);
-        if listed.n_listed == 0 {
+        if page.client_json(usize::MAX).n_listed == 0 {
             return welcome;
         }
         // The publication brings its own offset, if it has one.
         let offset = if newest.position().offset > 0 { 0 } else { at.offset };
-        let (at, missed) = (Position { offset, epoch: at.epoch }, Missed::List(listed));
+        let (at, missed) = (Position { offset, epoch: at.epoch }, Missed::Page(Arc::new(page)));
         Welcome { was_recovering: true, recovered: true, at, missed, ..welcome }
     }
 

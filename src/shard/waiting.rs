@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::LinkState;
 use super::commands::line;
-use super::hub::{Queued, SessionId};
+use super::hub::{Queued, SessionId, Variant};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
 use super::stream::Entry;
 use super::welcome::Welcome;
@@ -78,6 +78,8 @@ pub enum Asked {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Ask {
     pub command: u32,
+    /// With delta or without.
+    pub variant: Variant,
     /// What its client knows, and wants what follows it.
     pub recover: Option<Position>,
     /// Error 112 rather than a subscription that hasn't recovered.
@@ -152,6 +154,16 @@ impl State {
             self.add_pending(id);
         }
         Ok(None)
+    }
+
+    /// Subscribes to a channel that is live here.
+    pub fn subscribe(&mut self, id: SessionId, slot: u32, variant: Variant) {
+        self.hub.subscribe_as(id, slot, variant);
+        if variant != Variant::Plain
+            && let Some(id) = self.hub.to_be_chained(slot)
+        {
+            self.commands.push(BrokerCommand::Chain { id });
+        }
     }
 
     pub fn add_pending(&mut self, id: SessionId) {
@@ -370,7 +382,7 @@ impl State {
         for asked in asked {
             match (asked, &outcome) {
                 (Asked::Subscribe(ask), Ok(welcome)) => {
-                    self.put_welcome(id, name, ask.command, welcome, &mut out);
+                    self.put_welcome(id, name, ask, welcome, &mut out);
                 }
                 (Asked::Subscribe(ask), Err(error)) => {
                     line(&mut out, |out| put_error(out, ask.command, error));
@@ -389,7 +401,7 @@ impl State {
         &mut self,
         id: SessionId,
         name: &str,
-        command: u32,
+        ask: Ask,
         welcome: &Welcome,
         out: &mut Vec<u8>,
     ) {
@@ -402,9 +414,10 @@ impl State {
             offset: welcome.at.offset,
             positioned: welcome.positioned,
             was_recovering: welcome.was_recovering,
+            delta: ask.variant != Variant::Plain,
             ..SubscribeResult::default()
         };
-        line(out, |out| put_subscribe(out, command, &result));
+        line(out, |out| put_subscribe(out, ask.command, &result));
     }
 
     /// Channels without a subscriber here go back to the broker.

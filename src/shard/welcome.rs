@@ -27,7 +27,8 @@ pub enum Missed {
     Nothing,
     /// Shared, and encoded once, by all who missed the same.
     Page(Arc<HistoryPage>),
-    List(Listed),
+    /// The same for a subscriber with delta: the first one whole, then patches.
+    Patched(Arc<HistoryPage>),
 }
 
 impl Welcome {
@@ -41,21 +42,30 @@ impl Welcome {
 }
 
 impl Missed {
+    /// For a subscriber with delta.
+    pub fn patched(self) -> Self {
+        match self {
+            Missed::Page(page) => Missed::Patched(page),
+            other => other,
+        }
+    }
+
+    fn listed(&self) -> Option<&Listed> {
+        match self {
+            Missed::Nothing => None,
+            // Encoded already, within its bound, when it was seen whether it is whole.
+            Missed::Page(page) => Some(page.client_json(0)),
+            Missed::Patched(page) => Some(page.patched_json()),
+        }
+    }
+
     /// From a `PublicationList`; empty: nothing.
     pub fn json(&self) -> &[u8] {
-        match self {
-            Missed::Nothing => b"",
-            Missed::Page(page) => &page.client_json(0).json,
-            Missed::List(listed) => &listed.json,
-        }
+        self.listed().map_or(b"", |listed| &listed.json)
     }
 
     /// Publications that JSON can't carry, as they are skipped live.
     pub fn n_skipped(&self) -> u64 {
-        match self {
-            Missed::Nothing => 0,
-            Missed::Page(page) => page.client_json(0).n_skipped,
-            Missed::List(listed) => listed.n_skipped,
-        }
+        self.listed().map_or(0, |listed| listed.n_skipped)
     }
 }

@@ -43,6 +43,11 @@ pub struct Bounds {
     pub unused_max: usize,
 }
 
+/// What the embedded broker keeps. A stream's bytes are its publications'; a tenth of a million
+/// streams with their names are some 50 MiB more, keys and unused names at worst 60 MiB.
+pub const BOUNDS: Bounds =
+    Bounds { streams_max: 100_000, bytes_max: 256 << 20, keys_max: 65_536, unused_max: 20_000 };
+
 /// What a publish comes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {

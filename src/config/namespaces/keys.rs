@@ -121,7 +121,13 @@ pub static KEYS: &[Row] = &[
         },
     },
     Row { key: "write_delay", set: |_, value| no_time_yet(value) },
-    Row { key: "delta", set: |_, value| no_switch_yet(value) },
+    Row {
+        key: "delta",
+        set: |namespace, value| {
+            namespace.delta = value.as_bool().ok_or(Refusal::expected("true or false"))?;
+            Ok(())
+        },
+    },
     Row { key: "tags_filter", set: |_, value| no_switch_yet(value) },
 ];
 

@@ -87,7 +87,7 @@ fn every_key_is_read() {
         join_leave = "off"
         max_rate = "off"
         write_delay = 0
-        delta = false
+        delta = true
         tags_filter = false
         "#,
     );
@@ -102,6 +102,7 @@ fn every_key_is_read() {
         history_ttl: Duration::from_secs(60),
         recovery: Recovery::Stream,
         max_rate: None,
+        delta: true,
     };
     assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
     assert_eq!(Namespace::default().keep(), None);
@@ -142,6 +143,12 @@ fn what_recovers_leaves_nothing_out() {
         mistakes("namespaces.a.max_rate = 1001"),
         "1: namespaces.a.max_rate: 1001 is not valid: expected off or a number of publications a second, at most 1000"
     );
+    for skips in ["max_rate = 5", "slow_consumer = \"conflate\""] {
+        assert_eq!(
+            mistakes(&format!("[namespaces.a]\n{skips}\ndelta = true")),
+            "3: namespaces.a.delta contradicts slow_consumer = \"conflate\" and max_rate"
+        );
+    }
     parsed("namespaces.a = { recovery = \"cache\", slow_consumer = \"conflate\", max_rate = 5 }");
 }
 
@@ -161,7 +168,6 @@ fn values_of_later_versions_are_refused_as_such() {
         "join_leave = \"on\"",
         "join_leave = \"forced\"",
         "write_delay = \"50ms\"",
-        "delta = true",
         "tags_filter = true",
     ] {
         let expected = format!("2: namespaces.a.{entry} is not available in this version");
@@ -236,7 +242,8 @@ fn history_needs_a_size_and_a_time() {
 
 #[test]
 fn all_mistakes_are_told_in_the_order_of_their_lines() {
-    let text = "[namespaces.b]\ngap = 1\n[namespaces.a]\nrecovery = \"x\"\ndelta = true\n[x]\n";
+    let text =
+        "[namespaces.b]\ngap = 1\n[namespaces.a]\nrecovery = \"x\"\ntags_filter = true\n[x]\n";
     let lines: Vec<String> = mistakes(text).lines().map(|line| line[..2].to_owned()).collect();
     assert_eq!(lines, ["2:", "4:", "5:", "6:"]);
 }

@@ -9,6 +9,7 @@ use crate::publication::Body;
 use model::Checked;
 
 mod conflating;
+mod delta;
 mod model;
 mod ops;
 mod random;

@@ -18,8 +18,9 @@ class Client {
   }
 
   /** A subscription, once hubbub has confirmed it. */
-  async subscribe(channel) {
-    const subscription = this.centrifuge.newSubscription(channel, { minResubscribeDelay: 20, maxResubscribeDelay: 200 });
+  async subscribe(channel, options = {}) {
+    const delays = { minResubscribeDelay: 20, maxResubscribeDelay: 200 };
+    const subscription = this.centrifuge.newSubscription(channel, { ...delays, ...options });
     subscription.on('publication', ({ data }) => this.received.push({ channel, data }));
     subscription.subscribe();
     await within(`subscribed to ${channel}`, subscription.ready());
@@ -181,6 +182,40 @@ for (const broker of ['the embedded broker', 'Redis']) {
     assert.equal(publications[1].info.client.length, 36, 'who published it');
   });
 }
+
+staged('delta: patches become the values again', async (open) => {
+  const redis = await open(Redis.start());
+  const file = await open(temporary('[namespaces.quotes]\ndelta = true\n'));
+  const hub = await open(Hub.start({ knobs: { HUB_CONFIG: file.path, HUB_REDIS_URL: redis.url } }));
+  const patched = () => hub.metric('hubbub_patches_total');
+  const [one, other, late] = [await open(new Client(hub)), await open(new Client(hub)), await open(new Client(hub))];
+  const subscription = await one.subscribe('quotes:a', { delta: 'fossil' });
+  await other.subscribe('quotes:a');
+  const quote = (n) => ({ symbol: 'EURUSD', name: 'Euro and US dollar \u20ac\u00e9\ud83d\ude00', price: n });
+  const values = [];
+  const publish = async (value) => {
+    values.push(value);
+    await redis.publish('quotes:a', value);
+  };
+  for (let n = 0; n < 20; n += 1) await publish(quote(n));
+  for (const client of [one, other]) await client.gets('quotes:a', values);
+  await late.subscribe('quotes:a', { delta: 'fossil' });
+  const n_before = values.length;
+  for (const value of ['text', null, [1, 2], { ...quote(7), name: '\u00e8' }, quote(8), quote(9)]) await publish(value);
+  for (const client of [one, other]) await client.gets('quotes:a', values);
+  await late.gets('quotes:a', values.slice(n_before));
+  await eventually('patches were made', async () => await patched() > 10);
+  subscription.unsubscribe();
+  await eventually('one has left', () => subscription.state === 'unsubscribed');
+  await publish(quote(10));
+  await other.gets('quotes:a', values);
+  await late.gets('quotes:a', values.slice(n_before));
+  subscription.subscribe();
+  await within('subscribed again', subscription.ready());
+  await publish(quote(11));
+  await publish(quote(12));
+  await one.gets('quotes:a', [...values.slice(0, -3), quote(11), quote(12)]);
+});
 
 staged('what is off answers 108', async (open) => {
   const hub = await open(Hub.start());

@@ -154,6 +154,13 @@ export class Hub extends Process {
     return `${this.origin.replace('http', 'ws')}/connection/websocket`;
   }
 
+  /** A metric, over all its labels. */
+  async metric(name) {
+    const page = await (await fetch(`${this.origin}/metrics`)).text();
+    const lines = page.split('\n').filter((line) => line.split(/[ {]/)[0] === name);
+    return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0);
+  }
+
   async publish(channel, data) {
     const body = JSON.stringify({ channel, data });
     const response = await fetch(`${this.origin}/api/publish`, { method: 'POST', body });

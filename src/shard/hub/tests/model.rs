@@ -7,9 +7,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::super::{Queued, SessionId, Visit};
+use super::super::{Queued, SessionId, Variant, Visit};
 use crate::channel::ChannelId;
-use crate::publication::{Format, Publication};
+use crate::publication::{Format, Patches, Publication};
 
 pub type Checked<T> = Result<T, TestCaseError>;
 
@@ -17,7 +17,9 @@ pub type Checked<T> = Result<T, TestCaseError>;
 pub struct Client {
     pub id: SessionId,
     pub format: Format,
-    pub channels: BTreeSet<u32>,
+    pub channels: BTreeMap<u32, Variant>,
+    /// What it got last of the channels with delta.
+    bases: BTreeMap<u32, u64>,
     /// `None`: not attached yet.
     pub fd: Option<i32>,
     pub lagging: bool,
@@ -65,7 +67,7 @@ impl Client {
     }
 
     /// What was published to the set of channels so far keeps its place.
-    fn change_channels(&mut self, change: impl FnOnce(&mut BTreeSet<u32>)) {
+    fn change_channels(&mut self, change: impl FnOnce(&mut BTreeMap<u32, Variant>)) {
         self.own.extend(self.log.drain(..));
         change(&mut self.channels);
     }
@@ -139,7 +141,8 @@ impl Model {
         self.clients.push(Client {
             id,
             format,
-            channels: BTreeSet::new(),
+            channels: BTreeMap::new(),
+            bases: BTreeMap::new(),
             fd: None,
             lagging: false,
             closing: false,
@@ -183,14 +186,14 @@ impl Model {
         slots.into_iter().for_each(|slot| self.close_if_unused(slot));
     }
 
-    pub fn subscribe(&mut self, id: SessionId, slot: u32) -> bool {
+    pub fn subscribe(&mut self, id: SessionId, slot: u32, variant: Variant) -> bool {
         let is_open = self.open.contains_key(&slot);
         let Some(client) = self.client(id) else { return false };
-        if client.closing || !is_open || client.channels.contains(&slot) {
+        if client.closing || !is_open || client.channels.contains_key(&slot) {
             return false;
         }
         client.change_channels(|channels| {
-            channels.insert(slot);
+            channels.insert(slot, variant);
         });
         if let Some(open) = self.open.get_mut(&slot) {
             open.had_subscriber = true;
@@ -200,7 +203,7 @@ impl Model {
 
     pub fn unsubscribe(&mut self, id: SessionId, slot: u32) -> bool {
         let Some(client) = self.client(id) else { return false };
-        if !client.channels.contains(&slot) {
+        if !client.channels.contains_key(&slot) {
             return false;
         }
         client.change_channels(|channels| {
@@ -211,7 +214,7 @@ impl Model {
     }
 
     pub fn n_subscribers(&self, slot: u32) -> usize {
-        self.clients.iter().filter(|client| client.channels.contains(&slot)).count()
+        self.clients.iter().filter(|client| client.channels.contains_key(&slot)).count()
     }
 
     pub fn n_subscriptions(&self) -> usize {
@@ -233,14 +236,29 @@ impl Model {
         }
         let mut sets = BTreeSet::new();
         let mut queued_bytes = 0;
-        for client in self.clients.iter_mut().filter(|c| c.channels.contains(&id.slot)) {
+        for client in &mut self.clients {
+            let Some(variant) = client.channels.get(&id.slot).copied() else { continue };
             let is_first = sets.insert((client.format as u8, client.channels.clone()));
-            if let Some(frame) = publication.frame(client.format) {
+            let base = client.bases.get(&id.slot).copied().unwrap_or_default();
+            let frame = match variant {
+                Variant::Plain => publication.frame(client.format),
+                Variant::Delta if publication.follows(base) => {
+                    publication.patch_frame(&mut Patches::default())
+                }
+                Variant::Fresh | Variant::Delta => publication.whole_frame(),
+            };
+            if let Some(frame) = frame {
                 client.log.push_back(frame.clone());
+                client.bases.insert(id.slot, publication.serial());
                 self.deliveries += 1;
                 queued_bytes += if is_first { frame.len() } else { 0 };
             } else if is_first {
                 self.skipped += 1;
+            }
+            if variant == Variant::Fresh && frame.is_some() {
+                client.change_channels(|channels| {
+                    channels.insert(id.slot, Variant::Delta);
+                });
             }
         }
         queued_bytes
@@ -270,7 +288,7 @@ impl Model {
             client.own.truncate(n_kept);
             client.log.clear();
         }
-        client.change_channels(BTreeSet::clear);
+        client.change_channels(BTreeMap::clear);
         client.own.push_back(close_frame);
         client.closing = true;
         self.dropped_frames += n_dropped as u64;

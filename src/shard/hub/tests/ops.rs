@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::publication::Format;
-use crate::shard::hub::{Queued, WRITE_BYTES_MAX};
+use crate::shard::hub::{Queued, Variant, WRITE_BYTES_MAX};
 
 pub const N_SLOTS: u32 = 5;
 
@@ -51,17 +51,28 @@ pub struct Socket {
     pub breaks: bool,
 }
 
+/// How a publication stands to the channel's chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Chained {
+    No,
+    Yes,
+    /// The one before in the chain got lost on the way.
+    AfterLoss,
+}
+
 #[derive(Clone, Debug)]
 pub enum Op {
     Add(Format),
     Attach(Who),
     Open(u32),
-    Subscribe(Who, u32),
+    /// Of a raw session it is plain.
+    Subscribe(Who, u32, Variant),
     Unsubscribe(Who, u32),
     Publish {
         slot: u32,
         payload: Payload,
         n: usize,
+        chained: Chained,
     },
     PublishStale {
         slot: u32,
@@ -119,15 +130,22 @@ pub fn op() -> impl Strategy<Value = Op> {
     ];
     let n = prop_oneof![5 => Just(1usize), 1 => 2..40usize];
     let queued = prop_oneof![Just(Queued::Flush), Just(Queued::Drop)];
+    let variant = prop_oneof![Just(Variant::Plain), Just(Variant::Fresh)];
+    let chained = prop_oneof![
+        1 => Just(Chained::No),
+        6 => Just(Chained::Yes),
+        1 => Just(Chained::AfterLoss),
+    ];
     let own = prop::collection::vec(payload_bytes(), 1..4);
     prop_oneof![
         6 => format().prop_map(Op::Add),
         8 => who().prop_map(Op::Attach),
         8 => slot().prop_map(Op::Open),
-        20 => (who(), slot()).prop_map(|(who, slot)| Op::Subscribe(who, slot)),
+        20 => (who(), slot(), variant)
+            .prop_map(|(who, slot, variant)| Op::Subscribe(who, slot, variant)),
         8 => (who(), slot()).prop_map(|(who, slot)| Op::Unsubscribe(who, slot)),
-        25 => (slot(), payload, n)
-            .prop_map(|(slot, payload, n)| Op::Publish { slot, payload, n }),
+        25 => (slot(), payload, n, chained)
+            .prop_map(|(slot, payload, n, chained)| Op::Publish { slot, payload, n, chained }),
         1 => (0..N_SLOTS + 2, 0..20u32)
             .prop_map(|(slot, generation)| Op::PublishStale { slot, generation }),
         10 => (who(), own).prop_map(|(who, frames)| Op::PushOwn(who, frames)),

@@ -1,5 +1,6 @@
 //! Random operations on the hub and on the model; after each one both have to say the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,12 +8,12 @@ use proptest::prelude::*;
 use proptest::test_runner::RngAlgorithm;
 
 use super::model::{Checked, End, Model};
-use super::ops::{N_SLOTS, Op, Payload, Room, Socket, Who, op};
+use super::ops::{Chained, N_SLOTS, Op, Payload, Room, Socket, Who, op};
 use super::{check_inside, frame};
 use crate::channel::{Channel, ChannelId};
 use crate::frame::{Opcode, put_close};
-use crate::publication::{Body, Format, Publication};
-use crate::shard::hub::{Hub, Queued, Sent, SessionId, Totals, WRITE_BYTES_MAX};
+use crate::publication::{Base, Body, Format, Link, Publication};
+use crate::shard::hub::{Hub, Queued, Sent, SessionId, Totals, Variant, WRITE_BYTES_MAX};
 
 const STALE_IDS_MAX: usize = 8;
 
@@ -25,13 +26,16 @@ struct Rig {
     stale: Vec<SessionId>,
     generation: u32,
     n_made: usize,
+    /// By slot: what the next publication's patch is against.
+    bases: BTreeMap<u32, Base>,
 }
 
 impl Rig {
     fn new(bound: usize, collide: bool) -> Self {
         let model = Model::new(bound);
         let hub = Hub::new(bound, Totals::default());
-        Self { hub, model, collide, stale: Vec::new(), generation: 0, n_made: 0 }
+        let (stale, bases) = (Vec::new(), BTreeMap::new());
+        Self { hub, model, collide, stale, generation: 0, n_made: 0, bases }
     }
 
     fn pick(&self, who: &Who) -> SessionId {
@@ -76,7 +80,7 @@ impl Rig {
         self.model.open(id);
     }
 
-    fn publish(&mut self, id: ChannelId, payload: &Payload, n: usize) -> Checked<()> {
+    fn publication(&mut self, slot: u32, payload: &Payload, chained: Chained) -> Arc<Publication> {
         let mark = format!("\"{:06}", self.next());
         let (Payload::Text(len) | Payload::Binary(len)) = *payload;
         let mut bytes = vec![b'.'; len];
@@ -86,10 +90,21 @@ impl Rig {
             Payload::Binary(_) => bytes.insert(0, 0xFF),
         }
         let channel = Arc::new(Channel::new("any"));
-        let publication = Arc::new(Publication::new(channel, Body::plain(bytes)));
+        let mut publication = Publication::new(channel, Body::plain(bytes));
+        if chained != Chained::No {
+            let link = Link { serial: self.next() as u64, base: self.bases.get(&slot).cloned() };
+            let base = publication.chain(link);
+            if matches!(payload, Payload::Text(_)) {
+                self.bases.insert(slot, base);
+            }
+        }
+        Arc::new(publication)
+    }
+
+    fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>, n: usize) -> Checked<()> {
         for _ in 0..n {
-            let expected = self.model.publish(id, &publication);
-            prop_assert_eq!(self.hub.publish(id, &publication), expected);
+            let expected = self.model.publish(id, publication);
+            prop_assert_eq!(self.hub.publish(id, publication), expected);
         }
         Ok(())
     }
@@ -215,24 +230,31 @@ impl Rig {
             }
             Op::Attach(who) => self.attach(self.pick(who)),
             Op::Open(slot) => self.open(*slot),
-            Op::Subscribe(who, slot) => {
+            Op::Subscribe(who, slot, variant) => {
                 let id = self.pick(who);
-                let expected = self.model.subscribe(id, *slot);
-                prop_assert_eq!(self.hub.subscribe(id, *slot), expected);
+                let is_raw = self.model.client(id).is_some_and(|it| it.format == Format::Raw);
+                let variant = if is_raw { Variant::Plain } else { *variant };
+                let expected = self.model.subscribe(id, *slot, variant);
+                prop_assert_eq!(self.hub.subscribe_as(id, *slot, variant), expected);
             }
             Op::Unsubscribe(who, slot) => {
                 let id = self.pick(who);
                 let expected = self.model.unsubscribe(id, *slot);
                 prop_assert_eq!(self.hub.unsubscribe(id, *slot), expected);
             }
-            Op::Publish { slot, payload, n } => {
+            Op::Publish { slot, payload, n, chained } => {
                 if let Some(id) = self.model.open_id(*slot) {
-                    self.publish(id, payload, *n)?;
+                    if *chained == Chained::AfterLoss {
+                        self.publication(*slot, payload, Chained::Yes);
+                    }
+                    let publication = self.publication(*slot, payload, *chained);
+                    self.publish(id, &publication, *n)?;
                 }
             }
             Op::PublishStale { slot, generation } => {
                 let id = ChannelId { slot: *slot, generation: *generation };
-                self.publish(id, &Payload::Text(10), 1)?;
+                let publication = self.publication(*slot, &Payload::Text(10), Chained::No);
+                self.publish(id, &publication, 1)?;
             }
             Op::PushOwn(who, sizes) => self.push_own(self.pick(who), sizes)?,
             Op::Visit(who, socket) => self.visit_if_known(self.pick(who).idx, socket)?,
@@ -312,7 +334,7 @@ impl Rig {
             prop_assert_eq!(hub.own_is_empty(id), client.own_is_empty());
             prop_assert_eq!(hub.n_channels_of(id), client.channels.len());
             for slot in 0..N_SLOTS + 1 {
-                prop_assert_eq!(hub.is_subscribed(id, slot), client.channels.contains(&slot));
+                prop_assert_eq!(hub.is_subscribed(id, slot), client.channels.contains_key(&slot));
             }
             let queued_bytes = client.queued_bytes();
             prop_assert_eq!(hub.queued_bytes(id), queued_bytes);
@@ -379,7 +401,7 @@ proptest! {
             let id = rig.add(if n % 8 == 0 { Format::Json } else { Format::Raw });
             rig.attach(id);
             rig.hub.subscribe(id, 0);
-            rig.model.subscribe(id, 0);
+            rig.model.subscribe(id, 0, Variant::Plain);
         }
         for op in &ops {
             rig.step(op)?;
