@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::Write;
 
-/// `d:` has delta, `h:` has history too, `p:` has neither.
+/// `d:` has delta, `h:` has history too, `r:` recovers, `c:` shows its newest, `p:` has none of it.
 const NAMESPACES: &str = r#"
 [namespaces.d]
 delta = true
@@ -18,6 +18,14 @@ delta = true
 delta = true
 history_size = 10
 history_ttl = "60s"
+[namespaces.r]
+delta = true
+history_size = 10
+history_ttl = "60s"
+recovery = "stream"
+[namespaces.c]
+delta = true
+recovery = "cache"
 [namespaces.p]
 "#;
 
@@ -62,17 +70,21 @@ impl Patched {
     /// The text of the next publication; a patch of what isn't there fails.
     fn next(&mut self) -> String {
         let Pub { channel, body, .. } = self.cf.next_pub(SOON).expect("a publication");
+        self.take(&channel, &body)
+    }
+
+    fn take(&mut self, channel: &str, body: &Value) -> String {
         let data = body["data"].as_str().expect("a string").as_bytes();
         let text = match body.get("delta") {
             Some(delta) => {
                 assert_eq!(*delta, true);
                 self.n_patches += 1;
-                let base = self.texts.get(&channel).expect("the first one is whole");
+                let base = self.texts.get(channel).expect("the first one is whole");
                 fossil::apply(base, data).expect("a patch of what came before")
             }
             None => data.to_vec(),
         };
-        self.texts.insert(channel, text.clone());
+        self.texts.insert(channel.to_owned(), text.clone());
         String::from_utf8(text).expect("UTF-8")
     }
 }
@@ -207,6 +219,47 @@ fn a_wish_in_one_frame_with_others_takes_effect_in_order() {
     for n in 0..3 {
         redis.publish("d:a", quote(n));
         assert_eq!(patched.next(), quote(n));
+    }
+}
+
+/// The first of those that were missed is whole, and so is the first that comes live after them.
+#[test]
+fn what_was_missed_comes_as_patches_too() {
+    let place = place();
+    let hub = &place.hub;
+    let publish = |n: u64| {
+        let data: Value = serde_json::from_str(&quote(n)).expect("JSON");
+        common::past::publish(hub, "r:a", data)
+    };
+    let mut stays = Patched::subscribed(hub, "r:a");
+    let had = publish(0);
+    (1..6).for_each(|n| drop(publish(n)));
+    let texts: Vec<String> = (0..6).map(|_| stays.next()).collect();
+    let mut back = Patched::connect(hub);
+    let mut ask = common::past::recover("r:a", &had);
+    ask["subscribe"]["delta"] = json!("fossil");
+    let reply = back.cf.command(ask)["subscribe"].clone();
+    assert_eq!((&reply["delta"], &reply["recovered"]), (&json!(true), &json!(true)), "{reply}");
+    let missed = reply["publications"].as_array().expect("publications");
+    let missed: Vec<String> = missed.iter().map(|body| back.take("r:a", body)).collect();
+    assert_eq!(missed, texts[1..]);
+    assert_eq!(back.n_patches, 4);
+    for n in 6..9 {
+        publish(n);
+        assert_eq!(back.next(), stays.next());
+    }
+    assert_eq!(back.n_patches, 6, "the first one live is whole");
+    let mut newest = Patched::subscribed(hub, "c:a");
+    for n in 0..3 {
+        place.redis.publish("c:a", quote(n));
+        assert_eq!(newest.next(), quote(n));
+    }
+    let mut late = Patched::connect(hub);
+    let reply = late.cf.command(subscribe("c:a"))["subscribe"].clone();
+    assert_eq!(late.take("c:a", &reply["publications"][0]), quote(2), "{reply}");
+    for n in 3..5 {
+        place.redis.publish("c:a", quote(n));
+        assert_eq!(late.next(), quote(n));
     }
 }
 

@@ -147,8 +147,12 @@ impl State {
     /// A wish for delta that the namespace doesn't grant is ignored: the reply says so.
     fn variant(&self, subscribe: &Subscribe<'_>) -> Variant {
         let namespace = self.auth.namespaces().of(&subscribe.channel);
+        let is_granted = namespace.is_some_and(|namespace| namespace.delta);
+        // It was opened under another rule: to who is slow it sends plain values.
+        let conflates =
+            self.live_slot(&subscribe.channel).is_some_and(|slot| self.hub.conflates(slot));
         match subscribe.delta {
-            Delta::Fossil if namespace.is_some_and(|namespace| namespace.delta) => Variant::Fresh,
+            Delta::Fossil if is_granted && !conflates => Variant::Fresh,
             _ => Variant::Plain,
         }
     }

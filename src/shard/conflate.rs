@@ -58,6 +58,10 @@ impl Hub {
         self.cohorts.channels[slot as usize].conflates = true;
     }
 
+    pub fn conflates(&self, slot: u32) -> bool {
+        self.cohorts.channels.get(slot as usize).is_some_and(|channel| channel.conflates)
+    }
+
     /// The session's socket is full, or was when it subscribed.
     #[cold]
     pub(super) fn start_conflating(&mut self, idx: u32) {
