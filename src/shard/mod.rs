@@ -2,8 +2,8 @@
 //!
 //! One loop drains the mailbox in bounded batches and walks the dirty sessions in accept order,
 //! [`SLICE`] at a time; what arrives meanwhile joins the sessions not yet reached.
-//! After a full turn of the ring it pauses in proportion to what the turn cost, so that groups
-//! grow under load; an idle shard writes at once.
+//! After a full turn of the ring that leaves something pending it pauses in proportion to what the turn
+//! cost, so that groups grow under load; an idle shard writes at once.
 //! A panic, in the loop or in a task, ends this life of the shard: its connections are cut, and
 //! it starts anew with nothing.
 //! **Invariant:** nothing of a shard is reached from another thread but its mailbox.

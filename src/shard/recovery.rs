@@ -392,7 +392,7 @@ impl State {
         }
     }
 
-    // --- the periodic check
+    // --- every tick
 
     /// Reads again for those who weren't answered, as much as there is room for. A page that was kept for
     /// them would only grow old. Where there is none for too long, they are told to try again.
@@ -414,7 +414,7 @@ impl State {
         }
     }
 
-    /// Looks up streams of which nothing was heard for long.
+    /// Looks after those who are ahead, and up streams of which nothing was heard for long.
     pub fn check_streams(&mut self) {
         for id in std::mem::take(&mut self.ahead) {
             self.admit_caught_up(id);
