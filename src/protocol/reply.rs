@@ -161,9 +161,9 @@ pub fn put_history(out: &mut Vec<u8>, id: u32, result: &HistoryResult<'_>) {
     put_reply(out, id, "history", |body| fill_history(body, result));
 }
 
-/// Appends the same as the server API answers it.
+/// Appends the same without the reply around it, for the server API.
 pub fn put_history_result(out: &mut Vec<u8>, result: &HistoryResult<'_>) {
-    put_object(out, |answer| answer.object("result", |body| fill_history(body, result)));
+    put_object(out, |body| fill_history(body, result));
 }
 
 fn fill_history(body: &mut Object<'_>, result: &HistoryResult<'_>) {
