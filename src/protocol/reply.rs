@@ -211,7 +211,7 @@ fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
     body.true_if("delta", result.delta);
 }
 
-fn fill_expiry(body: &mut Object<'_>, ttl: Option<u32>) {
+pub(super) fn fill_expiry(body: &mut Object<'_>, ttl: Option<u32>) {
     if let Some(seconds) = ttl {
         body.true_if("expires", true);
         body.number_unless_zero("ttl", seconds.into());

@@ -41,6 +41,11 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// A text; left out it is empty.
+    pub fn text(&self, name: &str) -> Result<Box<str>, Refusal> {
+        Ok(self.get(name)?.unwrap_or_default())
+    }
+
     /// A payload as it was written.
     pub fn raw(&self, name: &str) -> Option<&'a [u8]> {
         self.0.get(name).map(|value| value.get().as_bytes())
@@ -48,11 +53,8 @@ impl<'a> Members<'a> {
 
     /// A member that becomes part of a key or is kept; left out it is empty.
     pub fn short_text(&self, name: &str) -> Result<Box<str>, Refusal> {
-        let text: String = self.get(name)?.unwrap_or_default();
-        if text.len() > KEY_BYTES_MAX {
-            return Err(Refusal::Error(ReplyError::BAD_REQUEST));
-        }
-        Ok(text.into())
+        let text = self.text(name)?;
+        if text.len() > KEY_BYTES_MAX { Err(ReplyError::BAD_REQUEST.into()) } else { Ok(text) }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A handler first reads all members, then works: what can't be read changes nothing.
 
+mod control;
 mod history;
 mod key;
 mod members;
@@ -35,6 +36,10 @@ type Work = Pin<Box<dyn Future<Output = Result<String, ReplyError>>>>;
 const METHODS: &[Method] = &[
     Method { name: "publish", handler: publish::publish },
     Method { name: "broadcast", handler: publish::broadcast },
+    Method { name: "subscribe", handler: control::subscribe },
+    Method { name: "unsubscribe", handler: control::unsubscribe },
+    Method { name: "disconnect", handler: control::disconnect },
+    Method { name: "refresh", handler: control::refresh },
     Method { name: "history", handler: history::history },
     Method { name: "history_remove", handler: history::history_remove },
     Method { name: "info", handler: survey::info },
