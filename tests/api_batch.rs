@@ -202,3 +202,25 @@ fn a_long_batch_holds_up_nobody() {
     println!("slowest publication meanwhile: {slowest:?}");
     assert!(slowest < ms(1_000), "{slowest:?}");
 }
+
+/// Each call of the README that `curl` makes is one that a node understands.
+#[test]
+fn the_readmes_calls() {
+    let hub = Hub::start();
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let calls = readme.lines().filter_map(|line| {
+        let line = line.trim_start_matches("$ ").strip_prefix("curl -d '")?;
+        line.split_once("' http://127.0.0.1:8000")
+    });
+    let mut n_calls = 0;
+    for (body, path) in calls {
+        let response = hub.http("POST", path, body);
+        let answer = response.json();
+        let is_done = answer["result"].is_object() || answer["replies"].is_array();
+        // There is no namespace with history here.
+        assert!(is_done || answer["error"]["code"] == 108, "{path}: {body}: {answer}");
+        n_calls += 1;
+    }
+    assert!(n_calls >= 6, "{n_calls}");
+}

@@ -4,13 +4,14 @@
 mod common;
 
 use common::cf::subscribe;
-use common::{Cf, Close, Hub, Proxy, QUIET, Redis, SOON, eventually, ms, scaled, secs, sign};
+use common::{Cf, Close, Hub, Proxy, QUIET, Redis, SOON, eventually, scaled, sign};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 const SECRET: &str = "a secret of the tests";
-/// Within which a survey is answered, and what a busy machine adds.
-const ANSWERED: Duration = Duration::from_millis(1_000);
+/// Within which a survey is answered; and what a busy machine may add to one or the other.
+const ANSWERED: Duration = Duration::from_secs(1);
+const ANSWERED_WHEN_BUSY: Duration = Duration::from_secs(5);
 
 fn start(url: &str) -> Hub {
     let builder = Hub::builder().env("HUB_TOKEN_HMAC_SECRET", SECRET);
@@ -39,12 +40,23 @@ fn ask(hub: &Hub, method: &str, body: Value) {
 /// The result of a survey, which comes in time whatever happens.
 #[track_caller]
 fn survey(hub: &Hub, method: &str, body: Value) -> Value {
+    timed_survey(hub, method, body).result
+}
+
+struct Answer {
+    result: Value,
+    took: Duration,
+}
+
+#[track_caller]
+fn timed_survey(hub: &Hub, method: &str, body: Value) -> Answer {
     let asked = Instant::now();
     let response = hub.api(method, &body);
-    assert!(asked.elapsed() < ANSWERED, "{method} took {:?}", asked.elapsed());
+    let took = asked.elapsed();
+    assert!(took < ANSWERED_WHEN_BUSY, "{method} took {took:?}");
     let result = response.json()["result"].clone();
     assert!(result.is_object(), "{method}: {} {}", response.status, response.text());
-    result
+    Answer { result, took }
 }
 
 fn uids(info: &Value) -> Vec<String> {
@@ -146,9 +158,26 @@ fn surveys_add_up_over_all_nodes() {
         let rooms = survey(hub, "channels", json!({ "pattern": "*:2" }));
         assert_eq!(rooms, json!({ "channels": { "rooms:2": { "num_clients": 1 } } }));
     }
-    let pid = redis.client();
     assert_eq!(a.metric_sum("hubbub_surveys_partial_total"), 0.0);
-    drop(pid);
+}
+
+/// Who listens to all channels of Redis is no node, and who may not ask how many there are counts
+/// what Redis counts.
+#[test]
+fn who_only_listens_in_is_no_node() {
+    let redis = Redis::start();
+    let own = ["on", ">secret", "+@all", "-pubsub", "~*", "&*"];
+    redis.command(&[&["ACL", "SETUSER", "confined"], &own[..]].concat());
+    let confined = start(&format!("redis://confined:secret@{}", redis.addr()));
+    let [a] = fleet(&redis);
+    let whole = |hub: &Hub| {
+        let info = survey(hub, "info", json!({}));
+        (uids(&info).len(), info["partial"].is_null())
+    };
+    assert_eq!((whole(&a), whole(&confined)), ((2, true), (2, true)));
+    let mut all = redis.client();
+    all.command(&["PSUBSCRIBE", "*"]);
+    assert_eq!((whole(&a), whole(&confined)), ((2, true), (2, false)));
 }
 
 /// Thousands of channels on each node come page by page, whole, while publications arrive.
@@ -170,11 +199,17 @@ fn many_channels_are_listed_whole() {
     }
     let sum = |hub: &Hub| hub.metric_sum("hubbub_subscriptions");
     assert!(eventually(SOON, || sum(&a) == n as f64 && sum(&b) == n as f64));
-    let asked = Instant::now();
-    let result = survey(&a, "channels", json!({}));
-    println!("{n} channels on each of two nodes in {:?}", asked.elapsed());
-    assert!(result["partial"].is_null(), "whole");
-    let channels = result["channels"].as_object().expect("channels");
+    let mut whole = None;
+    let found = eventually(SOON, || {
+        let answer = timed_survey(&a, "channels", json!({}));
+        println!("{n} channels on each of two nodes in {:?}", answer.took);
+        let is_whole = answer.result["partial"].is_null();
+        whole = is_whole.then_some(answer.result);
+        is_whole
+    });
+    assert!(found, "never whole");
+    let whole = whole.expect("found");
+    let channels = whole["channels"].as_object().expect("channels");
     assert_eq!(channels.len(), n);
     assert!(channels.values().all(|count| count["num_clients"] == 2));
 }
@@ -187,19 +222,20 @@ fn a_frozen_node_delays_a_survey_by_its_limit_and_marks_it() {
     let whole = survey(&a, "info", json!({}));
     assert_eq!((uids(&whole).len(), &whole["partial"]), (3, &Value::Null));
     c.signal(libc::SIGSTOP);
-    let asked = Instant::now();
-    let answers: Vec<Value> = std::thread::scope(|scope| {
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
         // Together: none waits for another.
         let asks: Vec<_> = (0..8)
             .map(|at| {
                 let (hub, method) = ([&a, &b][at % 2], ["info", "channels"][at / 2 % 2]);
-                scope.spawn(move || survey(hub, method, json!({})))
+                scope.spawn(move || timed_survey(hub, method, json!({})))
             })
             .collect();
         asks.into_iter().map(|ask| ask.join().expect("in time")).collect()
     });
-    assert!(asked.elapsed() < ANSWERED + ms(500), "{:?}", asked.elapsed());
-    for answer in answers {
+    // Again and again only for a machine that has no time for this test.
+    let in_time = || timed_survey(&a, "info", json!({})).took < ANSWERED;
+    assert!(eventually(SOON, in_time), "in time");
+    for Answer { result: answer, .. } in answers {
         assert_eq!(answer["partial"], true, "{answer}");
         if answer["channels"].is_object() {
             assert_eq!(answer["channels"]["x"]["num_clients"], 2, "{answer}");
@@ -208,9 +244,9 @@ fn a_frozen_node_delays_a_survey_by_its_limit_and_marks_it() {
         }
     }
     // Commands don't wait for anybody.
-    let sent = Instant::now();
-    ask(&a, "disconnect", json!({ "user": "nobody" }));
-    assert!(sent.elapsed() < secs(1), "{:?}", sent.elapsed());
+    let mut own = client(&b, "42", &[]);
+    ask(&a, "disconnect", json!({ "user": "42" }));
+    assert_eq!(own.next_close(SOON), forced(3503));
     c.signal(libc::SIGCONT);
     let is_whole = || {
         let info = survey(&a, "info", json!({}));
@@ -237,18 +273,21 @@ fn nodes_that_come_and_die_make_no_survey_fail() {
                 }
             }
         });
-        let (mut n_partial, mut n) = (0, 0);
+        let mut answers = Vec::new();
         while !churn.is_finished() {
-            let info = survey(&b, "info", json!({}));
-            assert!(own.iter().all(|uid| uids(&info).contains(uid)), "{own:?}: {info}");
-            let channels = survey(&b, "channels", json!({}));
-            let count = channels["channels"]["x"]["num_clients"].as_u64();
-            assert!(count.is_some_and(|count| count >= 2), "{channels}");
-            n_partial += [info, channels].iter().filter(|it| it["partial"] == true).count();
-            n += 2;
+            let info = timed_survey(&b, "info", json!({}));
+            let found = uids(&info.result);
+            assert!(own.iter().all(|uid| found.contains(uid)), "{own:?}: {found:?}");
+            let channels = timed_survey(&b, "channels", json!({}));
+            let count = channels.result["channels"]["x"]["num_clients"].as_u64();
+            assert!(count.is_some_and(|count| count >= 2), "{}", channels.result);
+            answers.extend([info, channels]);
         }
         churn.join().expect("nodes start");
-        println!("{n} surveys, {n_partial} of them partial");
+        let n_partial = answers.iter().filter(|it| it.result["partial"] == true).count();
+        let n_slow = answers.iter().filter(|it| it.took >= ANSWERED).count();
+        println!("{} surveys, {n_partial} of them partial, {n_slow} late", answers.len());
+        assert!(n_slow * 20 <= answers.len(), "{n_slow} of {}", answers.len());
         n_partial
     });
     assert_eq!(b.metric_sum("hubbub_surveys_partial_total"), n_partial as f64);

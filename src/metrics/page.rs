@@ -88,7 +88,7 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 15] = [
     ("position_checks", "Streams compared with what was delivered.", |shard| {
         &shard.position_checks
     }),
-    ("controlled", "Connections that a command of the server API changed.", |shard| {
+    ("controlled", "Connections that commands of the server API were for.", |shard| {
         &shard.controlled
     }),
     ("mailbox_batches", "Batches taken from the mailbox.", |shard| &shard.mailbox_batches),
