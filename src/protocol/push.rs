@@ -8,6 +8,7 @@
 //! ([`super::json_payload`], [`put_client_info`]); they are copied as they are.
 
 use super::Unsubscribe;
+use super::reply::fill_expiry;
 use super::write::{put_number, put_object, put_string};
 use crate::position::Position;
 
@@ -109,6 +110,13 @@ pub fn put_unsubscribe_push(out: &mut Vec<u8>, channel: &str, unsubscribe: Unsub
     });
 }
 
+/// Appends the push that says when the connection ends: in so many seconds, or by itself never.
+pub fn put_refresh_push(out: &mut Vec<u8>, ttl: Option<u32>) {
+    put_object(out, |envelope| {
+        envelope.object("push", |push| push.object("refresh", |body| fill_expiry(body, ttl)));
+    });
+}
+
 /// Appends a ClientInfo. `user` and `client` are always there, even when empty; the two infos are
 /// JSON.
 pub fn put_client_info(
@@ -185,6 +193,15 @@ mod tests {
             |out| put_unsubscribe_push(out, "room:7", Unsubscribe::INSUFFICIENT_STATE),
             r#"{"push":{"channel":"room:7","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#,
         );
+    }
+
+    #[test]
+    fn refreshes() {
+        check(
+            |out| put_refresh_push(out, Some(299)),
+            r#"{"push":{"refresh":{"expires":true,"ttl":299}}}"#,
+        );
+        check(|out| put_refresh_push(out, None), r#"{"push":{"refresh":{}}}"#);
     }
 
     #[test]

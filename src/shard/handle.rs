@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
+use super::control::Left;
 use super::hub::{Queued, SessionId};
 use super::pace::Paces;
 use super::reader::{Flow, Input, Limits, Reader};
@@ -23,7 +24,8 @@ use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
-    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, Control, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError,
+    SurveyResult, Topic,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -57,6 +59,8 @@ pub struct Shard {
     put_off: RefCell<VecDeque<Waker>>,
     /// Something is held back by `max_rate`.
     pub(super) is_held: Notify,
+    /// The server API asks something of sessions.
+    pub(super) has_controls: Notify,
     stopped: Cell<bool>,
     broken: Cell<bool>,
     /// Connections that aren't upgraded.
@@ -76,6 +80,7 @@ impl Shard {
             input_time: Cell::new(Duration::ZERO),
             put_off: RefCell::new(VecDeque::new()),
             is_held: Notify::new(),
+            has_controls: Notify::new(),
             stopped: Cell::new(false),
             broken: Cell::new(false),
             handshakes: Handshakes::new(handshakes_max),
@@ -210,6 +215,10 @@ impl Shard {
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
             }
+            ShardEvent::Control(control) => {
+                self.state.borrow_mut().on_control(control);
+                self.has_controls.notify_one();
+            }
             ShardEvent::Stop => self.stopped.set(true),
             ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
             event => self.state.borrow_mut().on_broker(event),
@@ -240,6 +249,14 @@ impl Shard {
     pub(super) fn show_due(&self) {
         self.state.borrow_mut().show_due(Instant::now());
         self.wake_loop();
+    }
+
+    /// Carries out a slice of what the server API asked.
+    pub(super) fn obey_some(&self) -> Left {
+        let left = self.state.borrow_mut().obey_some();
+        self.flush_door();
+        self.wake_loop();
+        left
     }
 
     // --- sessions
@@ -310,7 +327,9 @@ impl Shard {
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
             state.hub.remove_session(id);
-            state.sessions[id.idx as usize] = None;
+            if let Some(session) = state.sessions[id.idx as usize].take() {
+                state.users.remove(session.user(), id.idx);
+            }
             state.release_emptied();
         }
         drop(state);
@@ -407,14 +426,22 @@ impl Shard {
         self.state.borrow().auth.namespaces().of(channel).copied()
     }
 
-    /// Asks all shards for their channels.
-    pub fn survey(&self) -> oneshot::Receiver<SurveyResult> {
+    /// Asks all nodes.
+    pub fn survey(&self, topic: Topic) -> oneshot::Receiver<SurveyResult> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let request = state.ask(Request::Survey(sender));
         let shard = self.idx;
-        state.commands.push(BrokerCommand::Survey { shard, request });
+        state.commands.push(BrokerCommand::Survey { shard, request, topic });
         drop(state);
+        self.flush_door();
+        receiver
+    }
+
+    /// Asks something of a user's connections on all nodes; answered once it is on its way to them.
+    pub fn control(&self, control: Control) -> oneshot::Receiver<Result<(), PublishError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().control(control, sender);
         self.flush_door();
         receiver
     }

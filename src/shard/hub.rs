@@ -597,7 +597,13 @@ impl Hub {
         self.seat(id).is_some() && self.cohort_of(id.idx).variant(slot).is_some()
     }
 
-    /// How many channels the session is subscribed to.
+    /// The slots of the channels that a session is subscribed to.
+    pub fn channels_of(&self, id: SessionId) -> impl Iterator<Item = u32> {
+        let cohort = self.seat(id).map(|_| self.cohort_of(id.idx));
+        cohort.into_iter().flat_map(|cohort| &cohort.channels).map(|channel| channel.slot)
+    }
+
+    /// How many they are.
     pub fn n_channels_of(&self, id: SessionId) -> usize {
         if self.seat(id).is_some() { self.cohort_of(id.idx).channels.len() } else { 0 }
     }
@@ -605,6 +611,11 @@ impl Hub {
     /// Subscribers of a channel on this shard.
     pub fn n_subscribers(&self, slot: u32) -> usize {
         self.cohorts.n_subscribers(slot)
+    }
+
+    /// Slots of channels are below this.
+    pub fn n_slots(&self) -> u32 {
+        self.cohorts.channels.len() as u32
     }
 
     pub fn n_channels(&self) -> usize {
