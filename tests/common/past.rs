@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 /// `h:` keeps 10, `big:` 1,000, `short:` for a second, `off:` nothing. Streams recover in `r:`, which
-/// keeps 10, and `long:`, which keeps 1,000; `c:` and `plain:` show their newest, the one from its
+/// keeps 10, `hundred:`, `brief:`, a hundred for three seconds, and `long:`, which keeps 1,000; `c:` and `plain:` show their newest, the one from its
 /// history and the other without. No other namespace is there.
 const NAMESPACES: &str = r#"
 [namespaces.h]
@@ -32,6 +32,14 @@ history_ttl = "60s"
 recovery = "stream"
 publish = "anyone"
 subscribe = "anyone"
+[namespaces.hundred]
+history_size = 100
+history_ttl = "60s"
+recovery = "stream"
+[namespaces.brief]
+history_size = 100
+history_ttl = "3s"
+recovery = "stream"
 [namespaces.long]
 history_size = 1000
 history_ttl = "60s"
