@@ -260,6 +260,7 @@ impl State {
                 let channels = live.collect();
                 self.commands.push(BrokerCommand::SurveyPart { survey, channels });
             }
+            ShardEvent::Emptied { channel } => self.on_removed(channel),
             ShardEvent::Link(link) => self.link = link,
             ShardEvent::Gap(gapped) => self.on_gap(gapped),
             ShardEvent::Access(auth) => {
