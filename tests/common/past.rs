@@ -42,7 +42,7 @@ history_ttl = "3s"
 recovery = "stream"
 [namespaces.long]
 history_size = 1000
-history_ttl = "60s"
+history_ttl = "10m"
 recovery = "stream"
 subscribe = "anyone"
 [namespaces.c]
