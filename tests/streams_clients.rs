@@ -5,7 +5,7 @@
 mod common;
 
 use common::cf::PATH;
-use common::follower::{Follower, follow, tops};
+use common::follower::{Follower, Recovery, follow, tops};
 use common::hub::Builder;
 use common::past::{At, namespaces};
 use common::ws::Dial;
@@ -47,11 +47,18 @@ impl Bench {
     }
 }
 
+/// Nothing but what is more than a catch-up may be, which takes a busy machine's time.
 fn assert_nothing_lost(followers: &[Follower]) {
-    let n: usize = followers.iter().map(|follower| follower.recoveries.len()).sum();
-    let n_lost: usize = followers.iter().map(Follower::n_lost).sum();
+    const HISTORY_MAX: u64 = 300;
+    let all = || followers.iter().flat_map(|follower| &follower.recoveries);
+    let lost: Vec<_> = all().filter(|recovery| !recovery.recovered).collect();
+    let (n, n_lost) = (all().count(), lost.len());
     println!("{n} recoveries, {n_lost} lost");
-    assert_eq!(n_lost, 0, "of {n} recoveries");
+    let is_too_much = |it: &&Recovery| {
+        it.from.epoch == it.to.epoch && it.to.offset > it.from.offset + HISTORY_MAX
+    };
+    let wrong: Vec<_> = lost.into_iter().filter(|it| !is_too_much(it)).collect();
+    assert!(wrong.is_empty(), "of {n}: {wrong:?}");
 }
 
 /// Back before its old connection is gone, to either node, under traffic.
