@@ -27,7 +27,9 @@ fn start() -> (Hub, tempfile::NamedTempFile) {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(NAMESPACES.as_bytes()).expect("written");
     let hub = Hub::builder().env("HUB_CONFIG", file.path().display());
-    let hub = hub.env("HUB_MESSAGE_BYTES_MAX", "64KiB").start().wait_ready();
+    // On a busy machine who reads nothing yet is not to be cut for it.
+    let hub = hub.env("HUB_MESSAGE_BYTES_MAX", "64KiB").env("HUB_WRITE_TIMEOUT", "2m");
+    let hub = hub.start().wait_ready();
     (hub, file)
 }
 
@@ -66,7 +68,8 @@ fn read_slowly(raw: &mut Raw, bytes_per_second: usize, published: &AtomicU64, en
     let (mut seen, start) = (Seen::default(), Instant::now());
     let mut n_steps = 0;
     while seen.last < end {
-        assert!(raw.read_crumb(bytes_per_second / 20, SOON), "still open");
+        let is_open = raw.read_crumb(bytes_per_second / 20, SOON);
+        assert!(is_open, "{:?} at {} of {end}", raw.next_close(ms(0)), seen.last);
         seen.take(raw, published);
         n_steps += 1;
         sys::pause((start + n_steps * ms(50)).saturating_duration_since(Instant::now()));

@@ -3,10 +3,11 @@
 
 mod common;
 
-use common::SOON;
 use common::cf::{Cf, subscribe};
-use common::past::{At, Place, offsets, publish, publish_each, recover, result};
+use common::past::{At, Place, history, offsets, publish, publish_each, recover, result};
+use common::{Hub, Raw, SOON, eventually, ms};
 use serde_json::{Value, json};
+use std::time::Instant;
 
 /// Runs a contract on both brokers.
 fn on_both(contract: impl Fn(&Place)) {
@@ -160,6 +161,79 @@ fn a_channel_shows_its_newest_value() {
         let mut again = Cf::connect(&place.a);
         let reply = subscribed(&mut again, recover("c:b", &at));
         assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &Value::Null));
+    });
+}
+
+/// What a new subscriber is shown first, with its offset.
+#[track_caller]
+fn newest(hub: &Hub, channel: &str) -> Option<(Value, u64)> {
+    let reply = subscribed(&mut Cf::connect(hub), subscribe(channel));
+    let shown = reply["publications"].as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(reply["recovered"] == true, !shown.is_empty(), "{reply}");
+    assert_eq!(reply["positioned"] == true, !reply["epoch"].is_null(), "{reply}");
+    shown.first().map(|it| (it["data"].clone(), it["offset"].as_u64().expect("an offset")))
+}
+
+/// What a raw one is: of a channel without any, what comes next.
+fn raw_shows_first(hub: &Hub, channel: &str, next: u64) -> String {
+    let mut raw = Raw::open(hub, &[channel]);
+    publish(hub, channel, next);
+    raw.next_data(SOON).expect("something").text().to_owned()
+}
+
+/// On every node and shard, whether the channel is open there or not.
+#[test]
+fn a_value_that_was_removed_is_shown_to_nobody() {
+    on_both(|place| {
+        let hubs = [&place.a, place.b()];
+        let mut early: Vec<Cf> = (0..8).map(|n| Cf::subscribed(hubs[n % 2], &["c:a"])).collect();
+        publish_each(&place.a, "c:a", 1..=3);
+        early.iter_mut().for_each(|cf| see(cf, 3));
+        hubs.iter().for_each(|hub| assert_eq!(newest(hub, "c:a"), Some((json!(3), 3))));
+        result(place.b(), "history_remove", json!({ "channel": "c:a" }));
+        for hub in hubs {
+            assert!(eventually(SOON, || newest(hub, "c:a").is_none()), "it stays");
+            // On whichever shard.
+            assert!((0..8).all(|_| newest(hub, "c:a").is_none()), "it comes back");
+        }
+        assert_eq!(raw_shows_first(&place.a, "c:a", 4), "4");
+        early.iter_mut().for_each(|cf| see(cf, 4));
+        hubs.iter().for_each(|hub| assert_eq!(newest(hub, "c:a"), Some((json!(4), 4))));
+        for cf in &mut early {
+            assert!(cf.pushes.is_empty() && !cf.raw.is_closed(), "nobody else was told anything");
+        }
+        let drops = place.a.metrics().get("hubbub_drops_total{reason=\"bad_envelope\"}");
+        assert_eq!(drops, 0.0);
+    });
+}
+
+/// As with its history: a value that is over isn't shown as the newest, wherever it is remembered.
+#[test]
+fn a_value_that_expired_is_shown_to_nobody() {
+    on_both(|place| {
+        let hubs = [&place.a, place.b()];
+        let mut early: Vec<Cf> =
+            (0..4).map(|n| Cf::subscribed(hubs[n % 2], &["flash:live"])).collect();
+        for channel in ["flash:live", "flash:read"] {
+            publish(&place.a, channel, 1);
+            let published = Instant::now();
+            for hub in hubs {
+                let shown = newest(hub, channel);
+                assert!(shown.is_some() || published.elapsed() > ms(900), "{channel}: not shown");
+            }
+            let is_over = || offsets(&history(&place.a, channel)).is_empty();
+            assert!(eventually(SOON, is_over), "{channel} is over");
+            let over = Instant::now();
+            for hub in hubs {
+                let is_gone = || (0..8).all(|_| newest(hub, channel).is_none());
+                assert!(eventually(SOON, is_gone), "{channel}: still shown");
+            }
+            println!("{channel}: shown to nobody {:?} later", over.elapsed());
+        }
+        early.iter_mut().for_each(|cf| see(cf, 1));
+        publish(&place.a, "flash:live", 2);
+        early.iter_mut().for_each(|cf| see(cf, 2));
+        assert_eq!(newest(&place.a, "flash:live"), Some((json!(2), 2)));
     });
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::cf::subscribe;
 use common::follower::{Follower, follow, tops};
-use common::past::{At, Place, publish, publish_each, recover};
+use common::past::{At, Place, code, history, offsets, publish, publish_each, recover};
 use common::{Cf, Hub, SOON, eventually, scaled, secs};
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -30,22 +30,80 @@ fn is_lost(reply: &Value) {
     assert_eq!((&reply["recovered"], &reply["publications"]), (&Value::Null, &Value::Null));
 }
 
-/// A history of ten: nine and ten missed come back whole, eleven and five hundred don't.
+/// Of what was published as 1, 2, 3, … after the first: all that was missed, in order.
+#[track_caller]
+fn is_whole(reply: &Value, n_missed: u64) {
+    let missed: Vec<Value> =
+        (1..=n_missed).map(|n| json!({ "data": n, "offset": n + 1 })).collect();
+    assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &json!(missed)));
+}
+
+/// A history of a hundred: 99 and 100 missed come back whole; 101 and 5,000 don't, nor does what was
+/// never there.
 #[test]
 fn asking_for_more_than_history_holds() {
-    let place = Place::redis();
-    for n_missed in [9, 10, 11, 500] {
-        let channel = format!("r:{n_missed}");
-        let at = publish(&place.a, &channel, 0);
-        publish_each(place.b(), &channel, 1..=n_missed);
-        let reply = comes_back(&place.a, place.b(), &channel, &at);
-        if n_missed > 10 {
+    for place in [Place::memory(), Place::redis()] {
+        for n_missed in [99, 100, 101, 5_000] {
+            let channel = format!("hundred:{n_missed}");
+            let at = publish(&place.a, &channel, 0);
+            let top = publish_each(place.b(), &channel, 1..=n_missed);
+            let reply = comes_back(&place.a, place.b(), &channel, &at);
+            if n_missed <= 100 {
+                is_whole(&reply, n_missed);
+                continue;
+            }
             is_lost(&reply);
-            continue;
+            for at in [
+                At { offset: 0, ..top.clone() },
+                At { offset: top.offset + 100, ..top.clone() },
+                At { epoch: "garbage".to_owned(), ..top },
+            ] {
+                is_lost(&comes_back(place.b(), &place.a, &channel, &at));
+                let since = json!({ "channel": channel, "since": at.json(), "limit": -1 });
+                if at.epoch == "garbage" {
+                    assert_eq!(code(&place.a, "history", since), 112);
+                }
+            }
         }
-        let missed: Vec<Value> =
-            (1..=n_missed).map(|n| json!({ "data": n, "offset": n + 1 })).collect();
-        assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &json!(missed)));
+    }
+}
+
+/// The same hundred after `history_ttl`: only who had missed nothing has recovered.
+#[test]
+fn asking_for_what_history_held_until_it_expired() {
+    for place in [Place::memory(), Place::redis()] {
+        let at = publish(&place.a, "brief:a", 0);
+        let top = publish_each(place.b(), "brief:a", 1..=100);
+        let mut cf = Cf::connect(&place.a);
+        is_whole(&cf.command(recover("brief:a", &at))["subscribe"], 100);
+        drop(cf);
+        let is_gone = || offsets(&history(&place.a, "brief:a")).is_empty();
+        assert!(!is_gone(), "not yet");
+        assert!(eventually(SOON, is_gone), "it expires");
+        for hub in [&place.a, place.b()] {
+            let mut cf = Cf::connect(hub);
+            let reply = cf.command(recover("brief:a", &top))["subscribe"].clone();
+            assert_eq!((&reply["recovered"], &reply["publications"]), (&json!(true), &Value::Null));
+        }
+        for n_missed in [1, 99, 100] {
+            let at = At { offset: top.offset - n_missed, ..top.clone() };
+            for hub in [&place.a, place.b()] {
+                let mut cf = Cf::connect(hub);
+                is_lost(&cf.command(recover("brief:a", &at))["subscribe"]);
+            }
+        }
+        is_lost(&comes_back(place.b(), &place.a, "brief:a", &at));
+        // The one that was published meanwhile is all that was missed.
+        let next = publish(&place.a, "brief:a", "next");
+        assert_eq!(
+            next,
+            At { offset: top.offset + 2, epoch: top.epoch.clone() },
+            "the count goes on"
+        );
+        let live = At { offset: top.offset + 1, ..top };
+        let mut cf = Cf::connect(&place.a);
+        let reply = cf.command(recover("brief:a", &live))["subscribe"].clone();
+        assert_eq!(reply["recovered"], true, "{reply}");
     }
 }
 

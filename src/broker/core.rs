@@ -5,6 +5,7 @@
 //! here awaits Redis, so a frozen Redis delays no shard.
 
 mod fleet;
+mod past;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,6 @@ use super::chains::{self, Chains};
 use super::door::ShardDoor;
 use super::feed::Feed;
 use super::gap_log::GapLog;
-use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
@@ -213,32 +213,6 @@ impl Core {
         }
     }
 
-    // --- history
-
-    fn read_history(&mut self, asked: Asked, ask: HistoryAsk, now_ms: u64) {
-        if let Some(redis) = self.redis.clone() {
-            // What was published before it is to be seen.
-            self.send_publishes();
-            redis.read_history(asked, ask);
-            return;
-        }
-        let Asked { shard, request } = asked;
-        self.node.metrics.broker.history_reads.add(1);
-        let result = self.memory.read(&ask, now_ms).map(Arc::new);
-        self.doors[shard].push(ShardEvent::History { request, result });
-    }
-
-    fn remove_history(&mut self, asked: Asked, channel: Box<str>) {
-        if let Some(redis) = self.redis.clone() {
-            self.send_publishes();
-            redis.remove_history(asked, &channel);
-            return;
-        }
-        let Asked { shard, request } = asked;
-        self.memory.remove(&channel);
-        self.doors[shard].push(ShardEvent::HistoryRemoved { request, result: Ok(()) });
-    }
-
     /// The demux: one look-up, one item per interested shard.
     fn fan_out(&mut self, channel: &[u8], body: Body, position: Position) {
         self.node.metrics.broker.publications.add(1);
@@ -353,6 +327,9 @@ impl Core {
         match push {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
+                if payload == envelope::REMOVED {
+                    return self.on_removed(channel);
+                }
                 match envelope::decode(payload) {
                     Ok(opened) if opened.body.bytes() > self.node.config.publication_bytes_max => {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)

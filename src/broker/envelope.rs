@@ -8,6 +8,7 @@
 //! empty one is absent. Numbers are big endian. The rest is the payload. A publication without
 //! history, info and tags travels as its plain payload, so that any Redis client can read it.
 //! Version 2 is written by the publish script alone, since only Redis knows the offset.
+//! *Version 3*, and nothing more: the channel's history was removed. Earlier nodes count it as bad.
 
 use crate::position::{Epoch, Position};
 use crate::publication::Body;
@@ -15,6 +16,8 @@ use crate::publication::Body;
 const MAGIC: &[u8; 4] = b"\xffhub";
 const PLAIN: u8 = 1;
 const POSITIONED: u8 = 2;
+/// In the place of a publication: the channel's history was removed.
+pub const REMOVED: &[u8] = b"\xffhub\x03";
 /// What a script, and a browser, can count to. No stream gets there.
 const OFFSET_MAX: u64 = 1 << 53;
 

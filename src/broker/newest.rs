@@ -70,6 +70,13 @@ impl Newest {
         }
     }
 
+    /// A channel's history was removed.
+    pub fn on_removed(&mut self, name: &[u8]) {
+        let newest = std::str::from_utf8(name).ok().and_then(|name| self.by_name.get_mut(name));
+        let newest = newest.and_then(Option::take);
+        self.bytes -= newest.map_or(0, |newest| newest.payload_bytes());
+    }
+
     /// Something may have been missed, of whatever channel.
     pub fn on_gap(&mut self) {
         self.by_name.values_mut().for_each(|newest| *newest = None);
@@ -130,6 +137,9 @@ mod tests {
         assert_eq!((newest.bytes(), newest.n_refused()), (8, 1));
         newest.on_unheard(b"b", Body::plain(b"yy".to_vec()), Position::default());
         assert_eq!(newest.of("b").map(|it| it.payload_bytes()), Some(2));
+        newest.on_removed(b"b");
+        newest.on_removed(b"c");
+        assert!(newest.of("b").is_none() && newest.bytes() == 5);
         newest.on_gap();
         assert!(newest.of("a").is_none() && newest.bytes() == 0);
         newest.on_publication("a", &publication("a", 5));

@@ -87,6 +87,10 @@ pub enum ShardEvent {
         request: u32,
         result: Result<(), HistoryError>,
     },
+    /// The history of a channel was removed, whoever asked for it.
+    Emptied {
+        channel: ChannelId,
+    },
     /// Publications were lost on the way: subscribers are treated as their namespace's `gap` says.
     Gap(Gapped),
     Link(LinkState),

@@ -68,9 +68,9 @@ impl State {
         let bounds = Bounds { publications_max: config.history_max, bytes_max };
         let now_ms = self.now_ms;
         let Some(mut stream) = Stream::new(id, namespace, bounds, now_ms) else { return };
-        if let Some(newest) = newest {
-            stream.on_came(newest, now_ms);
-            stream.on_shown(newest);
+        // One that history has, or had, is to be looked up: how old it is isn't known here.
+        if let Some(newest) = newest.filter(|newest| newest.position().offset == 0) {
+            stream.on_shown(newest, now_ms);
         }
         let at = id.slot as usize;
         if self.streams.len() <= at {
@@ -153,8 +153,9 @@ impl State {
 
     fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let queued_bytes = self.hub.publish(id, publication);
+        let now_ms = self.now_ms;
         if let Some(stream) = self.stream_of(id) {
-            stream.on_shown(publication);
+            stream.on_shown(publication, now_ms);
         }
         queued_bytes
     }
@@ -170,6 +171,15 @@ impl State {
     pub fn show_held(&mut self, id: ChannelId) {
         if let Some(held) = self.paces.take_held(id) {
             self.show_now(id, &held);
+        }
+    }
+
+    /// A channel's history was removed. What `max_rate` holds was published before, and isn't to become
+    /// the newest after it.
+    pub fn on_removed(&mut self, id: ChannelId) {
+        self.show_held(id);
+        if let Some(stream) = self.stream_of(id) {
+            stream.on_removed();
         }
     }
 
@@ -191,9 +201,11 @@ impl State {
     // --- joining
 
     /// What somebody who wants to join a live channel can be told at once.
-    pub fn entry(&self, slot: u32, ask: Ask) -> Entry {
-        self.stream(slot)
-            .map_or_else(|| Entry::Now(Welcome::default()), |stream| stream.enter(ask.recover))
+    pub fn entry(&mut self, slot: u32, ask: Ask) -> Entry {
+        let now_ms = self.now_ms;
+        let Some(stream) = self.stream_mut(slot) else { return Entry::Now(Welcome::default()) };
+        stream.expire_newest(now_ms);
+        stream.enter(ask.recover)
     }
 
     /// Lets a session join a live channel. `None`: answered later.
@@ -284,7 +296,7 @@ impl State {
     pub fn on_stream_page(&mut self, id: ChannelId, key: ReadKey, page: Option<&Arc<HistoryPage>>) {
         let Some(channel) = self.hub.channel(id) else { return };
         let patience_ms = self.node.config.redis_timeout.as_millis() as u64;
-        let until_ms = self.now_ms + patience_ms;
+        let (now_ms, until_ms) = (self.now_ms, self.now_ms + patience_ms);
         let Some(stream) = self.stream_of(id) else { return };
         let fate = stream.on_read(key);
         let waits = |(session, asked): (&SessionId, &SmallVec<[Asked; 1]>)| {
@@ -299,7 +311,7 @@ impl State {
             _ => None,
         };
         if let Some(page) = page {
-            stream.on_page(&channel, page);
+            stream.on_page(&channel, page, now_ms);
         }
         let takes_room = page.is_some_and(|page| !page.publications.is_empty());
         for session in waiting {

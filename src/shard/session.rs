@@ -91,6 +91,16 @@ impl Session {
         self.later.as_ref().is_some_and(|later| later.is_end())
     }
 
+    /// So much time isn't counted against it.
+    pub fn excuse(&mut self, ms: u64) {
+        for at_ms in [&mut self.born_ms, &mut self.pong_by_ms, &mut self.stalled_ms] {
+            // 0: not running.
+            if *at_ms > 0 {
+                *at_ms += ms;
+            }
+        }
+    }
+
     pub fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();

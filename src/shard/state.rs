@@ -103,6 +103,8 @@ pub(super) struct State {
     pub auth: Arc<Auth>,
     pub link: LinkState,
     pub now_ms: u64,
+    /// When the timers of sessions were looked at, milliseconds.
+    pub swept_ms: u64,
     pub drain: Option<Drain>,
 }
 
@@ -149,6 +151,7 @@ impl State {
             },
             link: if node.config.redis_url.is_some() { LinkState::Down } else { LinkState::Up },
             now_ms: node.now_ms(),
+            swept_ms: node.now_ms(),
             drain: None,
             idx,
             life,
@@ -266,6 +269,7 @@ impl State {
                     let _ = sender.send(result);
                 }
             }
+            ShardEvent::Emptied { channel } => self.on_removed(channel),
             ShardEvent::Link(link) => self.link = link,
             ShardEvent::Gap(gapped) => self.on_gap(gapped),
             ShardEvent::Access(auth) => {

@@ -100,10 +100,13 @@ pub struct Stream {
     pub id: ChannelId,
     recovery: Recovery,
     has_history: bool,
+    history_ttl_ms: u64,
     bounds: Bounds,
     position: Option<Position>,
     /// With [`Recovery::Cache`]: the newest publication, if it is known.
     newest: Option<Arc<Publication>>,
+    /// When that is no longer known, if it is history's, milliseconds.
+    newest_until_ms: u64,
     /// There is no newest one to be read.
     is_empty: bool,
     /// Who waits for a read, and what each asked.
@@ -129,9 +132,11 @@ impl Stream {
             id,
             recovery: namespace.recovery,
             has_history: namespace.keep().is_some(),
+            history_ttl_ms: namespace.keep().map_or(0, |keep| keep.ttl_ms),
             bounds,
             position: None,
             newest: None,
+            newest_until_ms: 0,
             is_empty: false,
             joining: Waiters::default(),
             is_pinned: false,
@@ -146,10 +151,6 @@ impl Stream {
 
     pub fn position(&self) -> Option<Position> {
         self.position
-    }
-
-    pub fn newest(&self) -> Option<&Arc<Publication>> {
-        self.newest.as_ref()
     }
 
     /// Whether its subscribers rely on getting every publication.
@@ -172,13 +173,6 @@ impl Stream {
                 }
             }
             _ => Next::Follows,
-        }
-    }
-
-    /// A publication was fanned out.
-    pub fn on_shown(&mut self, publication: &Arc<Publication>) {
-        if self.recovery == Recovery::Cache {
-            self.newest = Some(publication.clone());
         }
     }
 
@@ -244,10 +238,6 @@ impl Stream {
         }
     }
 
-    fn must_look(&self) -> bool {
-        self.has_history && self.newest.is_none() && !self.is_empty
-    }
-
     /// Notes a read. False: one that answers the same is on its way.
     pub fn try_read(&mut self, key: ReadKey, is_second: bool) -> bool {
         let is_new = !self.is_read(key);
@@ -306,18 +296,14 @@ impl Stream {
     }
 
     /// A page came.
-    pub fn on_page(&mut self, channel: &Arc<Channel>, page: &HistoryPage) {
+    pub fn on_page(&mut self, channel: &Arc<Channel>, page: &HistoryPage, now_ms: u64) {
         let is_first = self.position.is_none();
         let at = *self.position.get_or_insert(page.top);
-        if self.recovery == Recovery::Cache && self.newest.is_none() {
-            let newest = page.publications.iter().find(|stored| stored.offset == page.top.offset);
-            match newest.filter(|_| is_first || at == page.top) {
-                Some(stored) => {
-                    let publication =
-                        Publication::at(channel.clone(), stored.body.clone(), page.top);
-                    self.newest = Some(Arc::new(publication));
-                }
-                None => self.is_empty = true,
+        if self.recovery == Recovery::Cache && self.newest.is_none() && !self.is_empty {
+            if is_first || at == page.top {
+                self.read_newest(channel, page, now_ms);
+            } else {
+                self.is_empty = true;
             }
         }
     }
@@ -402,40 +388,6 @@ impl Stream {
         Welcome { was_recovering: true, recovered: true, missed, ..self.welcome(at) }
     }
 
-    /// Client protocol, 11.5: the newest publication, unless the client has it.
-    fn welcome_newest(&self, recover: Option<Position>) -> Welcome {
-        let at = self.position.unwrap_or_default();
-        let welcome = Welcome {
-            recoverable: true,
-            positioned: self.has_history,
-            was_recovering: recover.is_some(),
-            at,
-            ..Welcome::default()
-        };
-        // Another node may have shown it a newer one: what is here would be an old value as a new one.
-        let has = |at: Position| {
-            recover.is_some_and(|since| {
-                let is_ahead = since.epoch == at.epoch && since.offset > at.offset;
-                let is_there = since.offset == at.offset && is_same_epoch(since, at);
-                since.offset > 0 && (is_there || (is_ahead && !at.epoch.is_none()))
-            })
-        };
-        let Some(newest) = &self.newest else {
-            return Welcome { recovered: has(at), ..welcome };
-        };
-        if has(newest.position()) {
-            return Welcome { was_recovering: true, recovered: true, ..welcome };
-        }
-        let page = HistoryPage::new(at, vec![Arc::new(Stored::of(newest))]);
-        if page.client_json(usize::MAX).n_listed == 0 {
-            return welcome;
-        }
-        // The publication brings its own offset, if it has one.
-        let offset = if newest.position().offset > 0 { 0 } else { at.offset };
-        let (at, missed) = (Position { offset, epoch: at.epoch }, Missed::Page(Arc::new(page)));
-        Welcome { was_recovering: true, recovered: true, at, missed, ..welcome }
-    }
-
     // --- the periodic check
 
     /// From where on delivery is to be compared with the stream, if that is due.
@@ -488,5 +440,6 @@ fn is_same_epoch(since: Position, at: Position) -> bool {
     since.epoch.is_none() || since.epoch == at.epoch
 }
 
+mod newest;
 #[cfg(test)]
 mod tests;

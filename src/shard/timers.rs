@@ -23,8 +23,17 @@ impl Drain {
     }
 }
 
+/// A sweep that comes so much after the one before is late, milliseconds: the process was stopped, or the
+/// machine gave it no time.
+const LATE_MS: u64 = 500;
+
 impl State {
     pub fn sweep(&mut self) {
+        let since_ms = self.now_ms - std::mem::replace(&mut self.swept_ms, self.now_ms);
+        if since_ms >= LATE_MS {
+            // What clients sent meanwhile may wait in their sockets: no time of theirs has passed.
+            self.sessions.iter_mut().flatten().for_each(|session| session.excuse(since_ms));
+        }
         for idx in 0..self.sessions.len() {
             if self.sessions[idx].is_some()
                 && let Some(id) = self.hub.id_at(idx as u32)

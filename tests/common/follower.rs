@@ -24,12 +24,14 @@ struct Stream {
     at: Option<At>,
     is_live: bool,
     entries: Vec<Entry>,
+    /// Came without an offset, by a plain `PUBLISH`.
+    n_plain: usize,
 }
 
 impl Stream {
     fn take(&mut self, channel: &str, publication: &Value) {
         let at = self.at.as_mut().expect("a position");
-        let offset = publication["offset"].as_u64().expect("an offset");
+        let Some(offset) = publication["offset"].as_u64() else { return self.n_plain += 1 };
         assert_eq!(offset, at.offset + 1, "{channel} at {at:?}: {publication}");
         at.offset = offset;
         if let Some(seq) = seq_of(channel, &publication["data"]) {
@@ -152,6 +154,10 @@ impl Follower {
     pub fn n_seen(&self) -> usize {
         let of = |stream: &Stream| stream.entries.iter().filter(|e| **e != Entry::Gap).count();
         self.streams.values().map(of).sum()
+    }
+
+    pub fn n_plain(&self) -> usize {
+        self.streams.values().map(|stream| stream.n_plain).sum()
     }
 
     pub fn n_lost(&self) -> usize {

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use std::io::Write;
 
 /// `h:` keeps 10, `big:` 1,000, `short:` for a second, `off:` nothing. Streams recover in `r:`, which
-/// keeps 10, and `long:`, which keeps 1,000; `c:` and `plain:` show their newest, the one from its
-/// history and the other without. No other namespace is there.
+/// keeps 10, `hundred:`, `brief:`, a hundred for three seconds, and `long:`, which keeps 1,000; `c:`, `flash:` and `plain:` show their newest, the first from its
+/// history, the second for a second and the third without. No other namespace is there.
 const NAMESPACES: &str = r#"
 [namespaces.h]
 history_size = 10
@@ -32,14 +32,27 @@ history_ttl = "60s"
 recovery = "stream"
 publish = "anyone"
 subscribe = "anyone"
+[namespaces.hundred]
+history_size = 100
+history_ttl = "60s"
+recovery = "stream"
+[namespaces.brief]
+history_size = 100
+history_ttl = "3s"
+recovery = "stream"
 [namespaces.long]
 history_size = 1000
-history_ttl = "60s"
+history_ttl = "10m"
 recovery = "stream"
 subscribe = "anyone"
 [namespaces.c]
 history_size = 1
 history_ttl = "60s"
+recovery = "cache"
+subscribe = "anyone"
+[namespaces.flash]
+history_size = 1
+history_ttl = "1s"
 recovery = "cache"
 subscribe = "anyone"
 [namespaces.plain]

@@ -42,15 +42,21 @@ pub struct OwnChannels {
 pub struct Dialer {
     client: Client,
     response_timeout: Duration,
+    never_kept: Rc<[u8]>,
 }
 
 impl Dialer {
-    pub fn new(url: &RedisUrl, response_timeout: Duration) -> Result<Self, RedisError> {
+    pub fn new(
+        url: &RedisUrl,
+        response_timeout: Duration,
+        prefix: &[u8],
+    ) -> Result<Self, RedisError> {
         let info = url.expose().into_connection_info()?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
         let client = Client::open(info.set_redis_settings(settings).set_tcp_settings(tcp))?;
-        Ok(Self { client, response_timeout })
+        let never_kept = [prefix, b"ws:none"].concat().into();
+        Ok(Self { client, response_timeout, never_kept })
     }
 
     /// Dials the pub/sub link, subscribed to the hub's own channels. Its pushes go to `inbox` under
@@ -91,6 +97,9 @@ impl Dialer {
             .set_push_sender(sender);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut link = PubSubLink(connected);
+        timeout(self.response_timeout, link.ping())
+            .await
+            .map_err(|elapsed| RedisError::from(std::io::Error::from(elapsed)))??;
         let forbidden = timeout(self.response_timeout, link.subscribe(&to_subscribe))
             .await
             .map_err(|elapsed| RedisError::from(std::io::Error::from(elapsed)))??;
@@ -106,9 +115,12 @@ impl Dialer {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        check_primary(&mut connection).await?;
         let mut link = CommandLink {
             connection,
+            never_kept: self.never_kept.clone(),
             time_limit: self.response_timeout,
             clock: Rc::new(Cell::new(None)),
             hashes: Rc::default(),
@@ -138,6 +150,29 @@ fn translate(info: PushInfo) -> Option<Push> {
     }
 }
 
+/// A primary that is made a replica cuts nobody, and goes on to take PUBLISH: it would reach those
+/// alone who are at this same Redis, and the streams are the new primary's. Whoever may not ask finds
+/// out by what the scripts are refused. Any answer proves that the link works.
+async fn check_primary(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let info = redis::cmd("INFO").arg("replication").query_async::<String>(connection).await;
+    match info {
+        Ok(info) if info.lines().any(|line| line.trim_end() == "role:slave") => {
+            Err(replica_error())
+        }
+        Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => Ok(()),
+        answer => answer.map(|_| ()),
+    }
+}
+
+fn replica_error() -> RedisError {
+    (redis::ErrorKind::Client, "this Redis is a replica").into()
+}
+
+/// What a script that writes is answered by a replica.
+pub fn is_of_replica(error: &RedisError) -> bool {
+    error.code() == Some("READONLY")
+}
+
 /// The pub/sub connection.
 #[derive(Clone)]
 pub struct PubSubLink(MultiplexedConnection);
@@ -145,7 +180,7 @@ pub struct PubSubLink(MultiplexedConnection);
 impl PubSubLink {
     /// Waits for the answer as long as it takes.
     pub async fn ping(&mut self) -> Result<(), RedisError> {
-        redis::cmd("PING").exec_async(&mut self.0).await
+        check_primary(&mut self.0).await
     }
 
     /// Sends SUBSCRIBE; each channel is confirmed by a push. Returns those that Redis's ACL
@@ -180,12 +215,17 @@ fn is_forbidden(result: Result<(), RedisError>) -> Result<bool, RedisError> {
 /// PUBLISHes channel by channel, unless Redis's clock, in milliseconds, shows more than the first
 /// argument. Returns that clock, and for each channel 1, or 0 if it was refused. Without it, what
 /// a Redis that hangs finds in its sockets when it goes on would be delivered as if it were new,
-/// long after the publisher was told that it failed.
+/// long after the publisher was told that it failed. PUBLISH is no write, so a replica would take it,
+/// and keep it to itself: a write that does nothing, to the second argument, shows it.
 const PUBLISH_IN_TIME: &str = "local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local reply = {now}
 if now <= tonumber(ARGV[1]) then
-  for at = 2, #ARGV, 2 do
+  local written = redis.pcall('DEL', ARGV[2])
+  if type(written) == 'table' and written.err:find('READONLY', 1, true) then
+    return redis.error_reply('READONLY this is a replica')
+  end
+  for at = 3, #ARGV, 2 do
     local sent = redis.pcall('PUBLISH', ARGV[at], ARGV[at + 1])
     reply[#reply + 1] = type(sent) == 'number' and 1 or 0
   end
@@ -207,6 +247,8 @@ struct Clock {
 #[derive(Clone)]
 pub struct CommandLink {
     connection: MultiplexedConnection,
+    /// A key that nobody writes.
+    never_kept: Rc<[u8]>,
     time_limit: Duration,
     /// `None`: this Redis runs no scripts.
     clock: Rc<Cell<Option<Clock>>>,
@@ -226,7 +268,7 @@ pub struct Published {
     pub results: Vec<Result<(), PublishError>>,
     /// Of the scripts that went with them.
     pub called: Vec<Result<Value, RedisError>>,
-    /// The link is broken: dial again.
+    /// The link is broken, or leads to a replica: dial again.
     pub broken: bool,
 }
 
@@ -236,12 +278,10 @@ type Reply = Result<Value, RedisError>;
 const UNKNOWN_SERVER: &str = "-";
 
 impl CommandLink {
-    /// Whether the link works; also reads the clock.
+    /// Whether the link works, and leads to a primary; also reads the clock, if there is one.
     pub async fn ping(&mut self) -> Result<(), RedisError> {
-        match self.clock.get() {
-            Some(_) => self.read_clock().await,
-            None => redis::cmd("PING").exec_async(&mut self.connection).await,
-        }
+        check_primary(&mut self.connection).await?;
+        if self.clock.get().is_some() { self.read_clock().await } else { Ok(()) }
     }
 
     async fn read_clock(&mut self) -> Result<(), RedisError> {
@@ -354,7 +394,11 @@ impl CommandLink {
         calls: Vec<Call>,
     ) -> Published {
         let n = batch.len();
-        let new_script = || redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(deadline_ms).take();
+        let never_kept = self.never_kept.clone();
+        let new_script = || {
+            let mut script = redis::cmd("EVAL").arg(PUBLISH_IN_TIME).arg(0).arg(deadline_ms).take();
+            script.arg(&*never_kept).take()
+        };
         let (mut pipe, mut lens) = (redis::Pipeline::new(), Vec::new());
         let (mut script, mut len, mut bytes) = (new_script(), 0, 0);
         for Plain { channel, payload } in batch {
@@ -379,6 +423,8 @@ impl CommandLink {
             Ok(mut replies) => {
                 let called = replies.split_off(lens.len().min(replies.len()));
                 let mut results = Vec::with_capacity(n);
+                let is_refused = |reply: &Reply| reply.as_ref().is_err_and(is_of_replica);
+                let broken = replies.iter().chain(&called).any(is_refused);
                 for (reply, len) in replies.into_iter().zip(lens) {
                     let reply: Vec<u64> =
                         reply.and_then(|it| Ok(redis::from_redis_value(it)?)).unwrap_or_default();
@@ -391,7 +437,7 @@ impl CommandLink {
                         .extend(sent.map(|ok| ok.then_some(()).ok_or(PublishError::Unavailable)));
                 }
                 self.reload_if_missing(&called).await;
-                Published { results, called, broken: false }
+                Published { results, called, broken }
             }
             Err(error) => Published::failed(n, &error, calls.len()),
         }

@@ -2,9 +2,10 @@
 //!
 //! All on the broker thread. The supervisors dial for ever with jittered back-off and log one
 //! line per change of state. A connection that the kernel calls established may lead nowhere, or
-//! to a Redis that delivers nothing. So the pub/sub link is pinged, whatever the command link
-//! does; and it is probed from end to end: a publish of the command link to this node's own
-//! channel must come back.
+//! to a Redis that delivers nothing, or to one that is a primary no longer. So the pub/sub link is
+//! pinged, whatever the command link does; and it is probed from end to end: a publish of the command
+//! link to this node's own channel must come back.
+//! **Invariant:** nothing is published to a replica, however late it is noticed: the scripts write.
 //! **Invariant:** what goes wrong on a link that was replaced doesn't touch its successor: each
 //! link has a `broken` of its own.
 
@@ -128,9 +129,9 @@ impl Redis {
     pub fn start(node: Arc<Node>) -> Rc<Self> {
         let config = &node.config;
         let url = config.redis_url.as_ref().expect("invariant: started only with a URL");
-        let dialer = Dialer::new(url, config.redis_timeout)
-            .expect("invariant: the URL was checked at start");
         let prefix = config.redis_prefix.clone().into_bytes();
+        let dialer = Dialer::new(url, config.redis_timeout, &prefix)
+            .expect("invariant: the URL was checked at start");
         let probe_channel = [&prefix[..], b"ws:node:", node.run_id.to_string().as_bytes()].concat();
         let redis = Rc::new(Self {
             dialer,
@@ -354,9 +355,9 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
                 up.set(1);
                 redis.inbox.push(generation, Push::Up);
                 let reason = tokio::select! {
-                    () = broken.notified() => "connection lost",
-                    () = until_silent(link) => "a ping was not answered",
-                    () = until_deaf(&redis) => "a probe did not come back",
+                    () = broken.notified() => "connection lost".to_owned(),
+                    reason = until_silent(link) => reason,
+                    () = until_deaf(&redis) => "a probe did not come back".to_owned(),
                 };
                 up.set(0);
                 redis.pubsub.replace(None);
@@ -370,12 +371,14 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
     }
 }
 
-/// Resolves once the link answers no ping.
-async fn until_silent(mut link: PubSubLink) {
+/// Resolves with the reason once a ping fails.
+async fn until_silent(mut link: PubSubLink) -> String {
     loop {
         sleep(PROBE_INTERVAL).await;
-        if !matches!(timeout(PROBE_TIMEOUT, link.ping()).await, Ok(Ok(()))) {
-            return;
+        match timeout(PROBE_TIMEOUT, link.ping()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.to_string(),
+            Err(_) => return "a ping was not answered".to_owned(),
         }
     }
 }
@@ -416,16 +419,17 @@ async fn supervise_command(redis: Rc<Redis>) {
                 let broken = Rc::new(Notify::new());
                 redis.command.replace(Some(Command { link: link.clone(), broken: broken.clone() }));
                 up.set(1);
-                loop {
-                    if timeout(PROBE_INTERVAL, broken.notified()).await.is_ok()
-                        || link.ping().await.is_err()
-                    {
-                        break;
+                let reason = loop {
+                    if timeout(PROBE_INTERVAL, broken.notified()).await.is_ok() {
+                        break "a command failed".to_owned();
                     }
-                }
+                    if let Err(error) = link.ping().await {
+                        break error.to_string();
+                    }
+                };
                 up.set(0);
                 redis.command.replace(None);
-                tracing::warn!("Redis command link is down");
+                tracing::warn!(reason, "Redis command link is down");
                 backoff.on_lost(since.elapsed());
             }
             Err(error) => backoff.on_failed(&error),

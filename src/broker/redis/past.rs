@@ -17,6 +17,7 @@ use ahash::{HashMap, HashSet};
 use smallvec::SmallVec;
 use tokio::time::timeout;
 
+use super::link::is_of_replica;
 use super::script::{Call, StepReply, read_removed};
 use super::{Command, Finished, Redis};
 use crate::broker::history::{HistoryAsk, HistoryError, HistoryPage, Order};
@@ -165,7 +166,7 @@ impl Redis {
             Ok(value) => Some(value),
             Err(error) => {
                 self.complain("Redis refuses a history's script", &error);
-                if error.code().is_none() {
+                if error.code().is_none() || is_of_replica(&error) {
                     command.broken.notify_one();
                 }
                 None

@@ -105,8 +105,8 @@ impl Call {
     }
 
     pub fn remove(prefix: &[u8], channel: &str, server: &str) -> Self {
-        let (keys, args) = (stream_keys(prefix, channel), vec![server.as_bytes().to_vec()]);
-        Self { script: Script::Remove, keys, args }
+        let args = vec![server.as_bytes().to_vec(), [prefix, channel.as_bytes()].concat()];
+        Self { script: Script::Remove, keys: stream_keys(prefix, channel), args }
     }
 }
 

@@ -192,7 +192,7 @@ impl Rig {
             Fate::Drop => None,
         };
         if let Some(page) = &page {
-            self.stream.on_page(&self.channel, page);
+            self.stream.on_page(&self.channel, page, 0);
         }
         for at in (0..self.joiners.len()).rev() {
             let joiner = &mut self.joiners[at];
@@ -314,7 +314,7 @@ fn a_stream_that_fell_behind_is_seen_in_time() {
     let (epoch, channel) = (Epoch::draw(), Arc::new(Channel::new("a")));
     let at = |offset| Position { offset, epoch };
     assert_eq!(stream.try_check(1_000_000), None, "nobody was told a position yet");
-    stream.on_page(&channel, &HistoryPage::new(at(5), Vec::new()));
+    stream.on_page(&channel, &HistoryPage::new(at(5), Vec::new()), 0);
     assert_eq!(stream.try_check(39_999), None);
     assert_eq!(stream.try_check(40_000), Some(at(5)));
     assert!(stream.is_level(at(5), at(5)));
@@ -333,10 +333,10 @@ fn a_stream_that_fell_behind_is_seen_in_time() {
     assert!(!stream.is_level(at(7), at(6)), "a replica that lagged was promoted");
     let other = Position { offset: 1, epoch: Epoch::draw() };
     stream.on_gap();
-    stream.on_page(&channel, &HistoryPage::new(other, Vec::new()));
+    stream.on_page(&channel, &HistoryPage::new(other, Vec::new()), 0);
     assert!(stream.is_level(at(7), other), "asked before a gap: of another stream");
     stream.on_gap();
-    stream.on_page(&channel, &HistoryPage::new(at(7), Vec::new()));
+    stream.on_page(&channel, &HistoryPage::new(at(7), Vec::new()), 0);
     assert!(stream.is_level(at(7), other), "its first publication may be on its way");
     assert!(!stream.is_level(at(7), other));
 }

@@ -38,6 +38,11 @@ if size == 0 then
   if #tags + #info > 0 or payload:byte(1) == 255 then
     message = '\255hub\1' .. part(info) .. part(tags) .. payload
   end
+  -- A replica takes a PUBLISH, and keeps it to itself; what it refuses is a write, even of nothing.
+  local written = redis.pcall('DEL', stream .. ':none')
+  if type(written) == 'table' and written.err:find('READONLY', 1, true) then
+    return redis.error_reply('READONLY this is a replica')
+  end
   if once then redis.call('SET', once, '0:', 'PX', IDEMPOTENCY_MS) end
   local failed = publish(message)
   if failed and once then redis.call('DEL', once) end
