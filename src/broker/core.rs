@@ -13,11 +13,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::chains::{self, Chains};
 use super::door::ShardDoor;
 use super::feed::Feed;
+use super::gap_log::GapLog;
 use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
-use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
+use super::redis::{Finished as Answered, PublishRequest, Push, Redis, Registrar};
 use super::survey::{Asked, Finished, Surveys};
 use super::{BrokerCommand, Publish, SurveyResult, envelope};
 use crate::channel::ChannelId;
@@ -35,7 +36,6 @@ const TICK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(1);
 /// How often shards are asked to show that they run, milliseconds.
 const PING_INTERVAL_MS: u64 = 500;
-const GAP_LOG_INTERVAL_MS: u64 = 1_000;
 /// Channels of one SUBSCRIBE: Redis serves others in between.
 const CHANGES_PER_COMMAND_MAX: usize = 512;
 /// Command batches handled before the doors are flushed and pushes get their turn.
@@ -61,7 +61,7 @@ pub async fn run(
         }
         commands.set_awake();
         if core.on_commands(&commands).is_break() {
-            return;
+            return core.registrar.say_goodbye().await;
         }
         core.on_redis();
     }
@@ -75,6 +75,7 @@ struct Core {
     /// Unused with Redis.
     memory: Memory,
     redis: Option<Rc<Redis>>,
+    registrar: Registrar,
     link: LinkState,
     /// What the shards know of the link: it is up once all they had is subscribed again. Who
     /// subscribes to a channel that its shard has already is answered at once, and would miss
@@ -85,8 +86,7 @@ struct Core {
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
-    n_gaps_logged: u64,
-    gaps_logged_ms: u64,
+    gap_log: GapLog,
 }
 
 impl Core {
@@ -95,6 +95,7 @@ impl Core {
         let doors =
             shards.into_iter().map(|sender| ShardDoor::new(sender, config.mailbox_max)).collect();
         let redis = config.redis_url.is_some().then(|| Redis::start(node.clone()));
+        let registrar = Registrar::new(redis.as_ref().filter(|_| config.registry));
         // With Redis, shards start with the link down; the memory broker's can't break.
         let link = if redis.is_some() { LinkState::Down } else { LinkState::Up };
         // A little less than the SDKs' patience, and than the shard's own.
@@ -108,6 +109,7 @@ impl Core {
             doors,
             memory: Memory::new(memory::BOUNDS),
             redis,
+            registrar,
             link,
             told: link,
             publishes: Vec::new(),
@@ -115,8 +117,7 @@ impl Core {
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
-            n_gaps_logged: 0,
-            gaps_logged_ms: 0,
+            gap_log: GapLog::default(),
             node,
         }
     }
@@ -185,7 +186,14 @@ impl Core {
                     self.finish_survey(finished);
                 }
             }
+            BrokerCommand::Connected { shard, connected } => {
+                self.registrar.on_connected(shard, connected);
+            }
+            BrokerCommand::Disconnected { connection } => {
+                self.registrar.on_disconnected(connection);
+            }
             BrokerCommand::Forget { shard } => {
+                self.registrar.forget_shard(shard);
                 self.interest.forget_shard(shard, now_ms);
                 self.chains.retain(|id| self.interest.has_shards(id));
                 self.doors[shard].push(ShardEvent::Link(self.told));
@@ -412,7 +420,8 @@ impl Core {
     fn on_tick(&mut self) {
         let now_ms = self.node.now_ms();
         self.node.metrics.broker.alive_ms.set(now_ms);
-        self.log_gaps(now_ms);
+        self.gap_log.on_tick(&self.node.metrics.broker, now_ms);
+        self.registrar.on_tick(now_ms);
         for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
             shard.mailbox_depth.set(door.depth() as u64);
         }
@@ -455,18 +464,6 @@ impl Core {
         }
         self.send_publishes();
         self.send_changes();
-    }
-
-    /// One line for all gaps of a second: whoever lost something finds it in the log, and a hub in
-    /// trouble doesn't drown in it.
-    fn log_gaps(&mut self, now_ms: u64) {
-        let n_gaps = self.node.metrics.broker.n_gaps();
-        if n_gaps > self.n_gaps_logged && now_ms >= self.gaps_logged_ms + GAP_LOG_INTERVAL_MS {
-            let n_new = n_gaps - self.n_gaps_logged;
-            tracing::warn!(gaps = n_new, "publications were lost inside or before the node");
-            self.n_gaps_logged = n_gaps;
-            self.gaps_logged_ms = now_ms;
-        }
     }
 
     fn start_survey(&mut self, asked: Asked, now_ms: u64) {

@@ -15,17 +15,21 @@ mod core;
 mod door;
 mod envelope;
 mod feed;
+mod gap_log;
 mod history;
 mod interest;
 mod memory;
 mod newest;
 mod redis;
+mod registry;
 mod survey;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 /// For benches/demux only.
 #[doc(hidden)]
@@ -40,7 +44,8 @@ use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
-pub use redis::PUBLISH_SCRIPT;
+pub use redis::{Claim, PUBLISH_SCRIPT, claim};
+pub use registry::{Connected, Transport};
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
 /// batch a turn, and keeps what doesn't fit.
@@ -93,6 +98,14 @@ pub enum BrokerCommand {
     SurveyPart {
         survey: u32,
         channels: Vec<(Box<str>, u32)>,
+    },
+    /// A client is there, for the connection registry.
+    Connected {
+        shard: usize,
+        connected: Box<Connected>,
+    },
+    Disconnected {
+        connection: Uuid,
     },
     /// A shard started afresh: it has no channel any more, and its answers are void.
     Forget {

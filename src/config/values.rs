@@ -177,6 +177,28 @@ pub fn boolean(text: &str) -> Result<bool, Refusal> {
     }
 }
 
+pub fn on_off(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(Refusal::expected("on or off")),
+    }
+}
+
+pub fn show_on_off(value: bool) -> String {
+    if value { "on" } else { "off" }.to_owned()
+}
+
+/// A host's or a pod's name: it becomes part of a key, and of JSON.
+pub fn node_id(text: &str) -> Result<String, Refusal> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    if (1..=128).contains(&text.len()) && text.bytes().all(is_good) {
+        Ok(text.to_owned())
+    } else {
+        Err(Refusal::expected("1 to 128 letters, digits and ._:-"))
+    }
+}
+
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, Refusal> {
     text.split(',').map(|item| item.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
         Refusal::expected(

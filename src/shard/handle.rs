@@ -237,8 +237,14 @@ impl Shard {
         if state.sessions.len() <= at {
             state.sessions.resize_with(at + 1, || None);
         }
-        let session =
-            Session::new(connection, permit, format, self.node.now_ms(), &self.node.config);
+        let session = Session::new(
+            connection,
+            address,
+            permit,
+            format,
+            self.node.now_ms(),
+            &self.node.config,
+        );
         state.sessions[at] = Some(session);
         state.report_gauges(self.metrics());
         Ok(id)
@@ -271,6 +277,7 @@ impl Shard {
         leftover: Vec<u8>,
         permit: SocketPermit,
     ) {
+        self.state.borrow_mut().register_raw(id);
         tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover, permit));
     }
 
@@ -287,6 +294,7 @@ impl Shard {
         }
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
+            state.deregister(id);
             state.hub.remove_session(id);
             state.sessions[id.idx as usize] = None;
             state.release_emptied();

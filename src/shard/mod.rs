@@ -21,6 +21,7 @@ mod pace;
 mod pause;
 pub mod reader;
 mod recovery;
+mod register;
 mod session;
 mod socket;
 mod state;

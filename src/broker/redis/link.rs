@@ -88,23 +88,28 @@ impl Dialer {
 
     /// Dials the command link.
     pub async fn command(&self) -> Result<CommandLink, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.response_timeout));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut link = CommandLink {
-            connection,
-            time_limit: self.response_timeout,
-            clock: Rc::new(Cell::new(None)),
-            hashes: Rc::default(),
-            server: UNKNOWN_SERVER.into(),
-        };
+        let mut link = self.bare().await?;
         link.read_clock().await?;
         if link.clock.get().is_some() {
             link.read_server().await?;
             link.load_scripts().await?;
         }
         Ok(link)
+    }
+
+    /// Dials a link for a few commands, without clock, and whose scripts go as text.
+    pub async fn bare(&self) -> Result<CommandLink, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.response_timeout));
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok(CommandLink {
+            connection,
+            time_limit: self.response_timeout,
+            clock: Rc::new(Cell::new(None)),
+            hashes: Rc::default(),
+            server: UNKNOWN_SERVER.into(),
+        })
     }
 }
 
@@ -215,7 +220,8 @@ pub struct Published {
     pub broken: bool,
 }
 
-type Reply = Result<Value, RedisError>;
+/// What one command of a pipeline was answered.
+pub type Reply = Result<Value, RedisError>;
 
 /// Of a Redis that doesn't tell its run_id: streams don't notice that they came to another server.
 const UNKNOWN_SERVER: &str = "-";
@@ -296,6 +302,11 @@ impl CommandLink {
         let result = command.query_async(&mut self.connection).await;
         self.reload_if_missing(std::slice::from_ref(&result)).await;
         result
+    }
+
+    /// Runs all in one go; the error is the link's, a command's own stands in its place.
+    pub async fn pipeline(&mut self, pipe: &mut redis::Pipeline) -> Result<Vec<Reply>, RedisError> {
+        pipe.ignore_errors().query_async(&mut self.connection).await
     }
 
     fn command_of(&self, call: &Call) -> redis::Cmd {

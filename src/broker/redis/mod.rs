@@ -9,9 +9,12 @@
 //! link has a `broken` of its own.
 
 mod backoff;
+mod claim;
+mod heartbeat;
 mod inbox;
 mod link;
 mod past;
+mod registry;
 mod script;
 
 use std::cell::{Cell, RefCell};
@@ -30,10 +33,12 @@ use super::{Publish, PublishError, envelope};
 use crate::node::Node;
 use crate::position::Position;
 use backoff::Backoff;
+pub use claim::{Claim, claim};
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, Plain, PubSubLink, publish_error};
 use past::Reads;
+pub use registry::Registrar;
 pub use script::PUBLISH_SCRIPT;
 use script::{Call, PublishReply};
 

@@ -1,4 +1,4 @@
-//! The scripts that keep history in Redis: their texts, the keys they take, what they answer.
+//! The scripts that run in Redis, history's above all: their texts, the keys they take, what they answer.
 //!
 //! Sans-I/O. What makes a stream trustworthy is said in `lua/stream.lua`.
 
@@ -17,6 +17,7 @@ pub const PUBLISH_SCRIPT: &str = concat!(
 );
 const HISTORY: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/history.lua"));
 const REMOVE: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/remove.lua"));
+const INSTANCE: &str = include_str!("lua/instance.lua");
 /// A step of a read ends behind the publication that reaches it: Redis serves others in between.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -25,16 +26,19 @@ pub enum Script {
     Publish,
     History,
     Remove,
+    Instance,
 }
 
 impl Script {
-    pub const ALL: [Script; 3] = [Script::Publish, Script::History, Script::Remove];
+    pub const ALL: [Script; 4] =
+        [Script::Publish, Script::History, Script::Remove, Script::Instance];
 
     pub fn text(self) -> &'static str {
         match self {
             Script::Publish => PUBLISH_SCRIPT,
             Script::History => HISTORY,
             Script::Remove => REMOVE,
+            Script::Instance => INSTANCE,
         }
     }
 }
@@ -136,24 +140,24 @@ fn key(prefix: &[u8], kind: &str, channel: &str, with_brace: &str) -> Vec<u8> {
 }
 
 /// What a script of ours answered, item by item; anything else is a broken script.
-struct Items(std::vec::IntoIter<Value>);
+pub struct Items(std::vec::IntoIter<Value>);
 
 impl Items {
-    fn of(value: Value) -> Option<Self> {
+    pub fn of(value: Value) -> Option<Self> {
         match value {
             Value::Array(items) => Some(Self(items.into_iter())),
             _ => None,
         }
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         match self.0.next()? {
             Value::Int(number) => u64::try_from(number).ok(),
             _ => None,
         }
     }
 
-    fn bytes(&mut self) -> Option<Vec<u8>> {
+    pub fn bytes(&mut self) -> Option<Vec<u8>> {
         match self.0.next()? {
             Value::BulkString(bytes) => Some(bytes),
             _ => None,
