@@ -192,6 +192,9 @@ impl Core {
             BrokerCommand::Disconnected { connection } => {
                 self.registrar.on_disconnected(connection);
             }
+            BrokerCommand::LookUp { shard, request, ask } => {
+                self.registrar.look_up(Asked { shard, request }, *ask);
+            }
             BrokerCommand::Forget { shard } => {
                 self.registrar.forget_shard(shard);
                 self.interest.forget_shard(shard, now_ms);
@@ -340,6 +343,9 @@ impl Core {
                 }
                 Answered::HistoryRemoved { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::HistoryRemoved { request, result });
+                }
+                Answered::LookedUp { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::LookedUp { request, result });
                 }
             }
         }

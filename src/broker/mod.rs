@@ -44,7 +44,7 @@ use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
-pub use redis::{Claim, PUBLISH_SCRIPT, claim};
+pub use redis::{Claim, LookUp, LookUpError, PUBLISH_SCRIPT, claim, look_up};
 pub use registry::{Connected, Transport};
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
@@ -106,6 +106,12 @@ pub enum BrokerCommand {
     },
     Disconnected {
         connection: Uuid,
+    },
+    /// Reads the connection registry. Answered by `LookedUp`.
+    LookUp {
+        shard: usize,
+        request: u32,
+        ask: Box<LookUp>,
     },
     /// A shard started afresh: it has no channel any more, and its answers are void.
     Forget {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{HistoryError, HistoryPage, PublishError, SurveyResult};
+use crate::broker::{HistoryError, HistoryPage, LookUpError, PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
 use crate::position::Position;
@@ -86,6 +86,11 @@ pub enum ShardEvent {
     HistoryRemoved {
         request: u32,
         result: Result<(), HistoryError>,
+    },
+    /// What the registry says, a finished JSON object.
+    LookedUp {
+        request: u32,
+        result: Result<String, LookUpError>,
     },
     /// Publications were lost on the way: subscribers are treated as their namespace's `gap` says.
     Gap(Gapped),

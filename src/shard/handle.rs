@@ -21,7 +21,8 @@ use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
-    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, LookUp, LookUpError, Publish,
+    PublishError, SurveyResult,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -391,6 +392,18 @@ impl Shard {
     /// What holds for a channel; `None`: there is no such.
     pub fn namespace_of(&self, channel: &str) -> Option<Namespace> {
         self.state.borrow().auth.namespaces().of(channel).copied()
+    }
+
+    /// Reads the connection registry, where there is one.
+    pub fn look_up(&self, ask: LookUp) -> oneshot::Receiver<Result<String, LookUpError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = state.ask(Request::LookUp(sender));
+        let (shard, ask) = (self.idx, Box::new(ask));
+        state.commands.push(BrokerCommand::LookUp { shard, request, ask });
+        drop(state);
+        self.flush_door();
+        receiver
     }
 
     /// Asks all shards for their channels.

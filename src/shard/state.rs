@@ -19,7 +19,8 @@ use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
 use crate::broker::{
-    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, LookUpError, Publish, PublishError,
+    SurveyResult,
 };
 use crate::channel::ChannelId;
 use crate::frame;
@@ -68,6 +69,7 @@ pub(super) enum Request {
     HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
+    LookUp(oneshot::Sender<Result<String, LookUpError>>),
 }
 
 pub(super) struct State {
@@ -250,6 +252,11 @@ impl State {
             ShardEvent::Surveyed { request, result } => {
                 if let Some(Request::Survey(sender)) = self.answered(request) {
                     drop(sender.send(*result));
+                }
+            }
+            ShardEvent::LookedUp { request, result } => {
+                if let Some(Request::LookUp(sender)) = self.answered(request) {
+                    let _ = sender.send(result);
                 }
             }
             ShardEvent::Survey { survey } => {

@@ -304,6 +304,10 @@ impl CommandLink {
         result
     }
 
+    pub async fn query(&mut self, command: redis::Cmd) -> Reply {
+        command.query_async(&mut self.connection).await
+    }
+
     /// Runs all in one go; the error is the link's, a command's own stands in its place.
     pub async fn pipeline(&mut self, pipe: &mut redis::Pipeline) -> Result<Vec<Reply>, RedisError> {
         pipe.ignore_errors().query_async(&mut self.connection).await

@@ -13,6 +13,7 @@ mod claim;
 mod heartbeat;
 mod inbox;
 mod link;
+pub mod look_up;
 mod past;
 mod registry;
 mod script;
@@ -37,6 +38,7 @@ pub use claim::{Claim, claim};
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, Plain, PubSubLink, publish_error};
+pub use look_up::{LookUp, LookUpError};
 use past::Reads;
 pub use registry::Registrar;
 pub use script::PUBLISH_SCRIPT;
@@ -71,6 +73,7 @@ pub enum Finished {
     Publish { asked: Option<Asked>, result: Result<Position, PublishError> },
     History { asked: Asked, result: Result<Arc<HistoryPage>, HistoryError> },
     HistoryRemoved { asked: Asked, result: Result<(), HistoryError> },
+    LookedUp { asked: Asked, result: Result<String, LookUpError> },
 }
 
 pub struct Redis {

@@ -4,7 +4,7 @@
 //! command link, one at a time. A node without Redis, or with `HUB_REGISTRY=off`, has none of it.
 //! A registry that can't be written is a metric and a line in the log: delivery needs none of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ pub(super) struct Kept {
     pub run_id: String,
     pub registry: RefCell<Registry>,
     pub heartbeat: Heartbeat,
+    pub n_looking_up: Cell<usize>,
 }
 
 impl Registrar {
@@ -51,9 +52,14 @@ impl Registrar {
                 run_id: redis.node.run_id.to_string(),
                 registry: RefCell::new(Registry::new(redis.node.now_ms())),
                 heartbeat: Heartbeat::default(),
+                n_looking_up: Cell::new(0),
                 redis: redis.clone(),
             })
         }))
+    }
+
+    pub(super) fn kept(&self) -> Option<&Rc<Kept>> {
+        self.0.as_ref()
     }
 
     pub fn on_connected(&self, shard: usize, connected: Box<Connected>) {

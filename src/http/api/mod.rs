@@ -6,6 +6,7 @@ mod history;
 mod key;
 mod members;
 mod publish;
+mod registry;
 mod survey;
 
 use std::pin::Pin;
@@ -39,6 +40,9 @@ const METHODS: &[Method] = &[
     Method { name: "history_remove", handler: history::history_remove },
     Method { name: "info", handler: survey::info },
     Method { name: "channels", handler: survey::channels },
+    Method { name: "nodes", handler: registry::nodes },
+    Method { name: "connections", handler: registry::connections },
+    Method { name: "where", handler: registry::where_is },
 ];
 
 pub fn method(name: &str) -> Option<&'static Method> {
