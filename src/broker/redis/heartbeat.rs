@@ -156,7 +156,7 @@ impl Kept {
                 "another live node has this HUB_NODE_ID: this one serves, but `hubbub nodes` lacks it"
             ),
             Beat::Claimed if before == Holder::Us => {
-                tracing::warn!("the registry was lost in Redis and is written again");
+                tracing::warn!("the node was gone from the registry: all of it is written again");
                 self.registry.borrow_mut().write_all_again();
             }
             Beat::Claimed if before == Holder::Another => {
