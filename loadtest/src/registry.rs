@@ -100,7 +100,7 @@ impl RegistryArgs {
         let mut fleet = Fleet::new(run::shared(&self.load, &target)?, run::plans(&self.load))?;
         run::connect(&mut fleet, &self.load, &target)?;
         if registry == "on" {
-            wait_registered(&mut fleet, &target, self.load.connections)?;
+            wait_registered(&mut fleet, &target)?;
         }
         let publisher = self.load.publisher(&target, &self.target.redis_prefix)?;
         let spec = run::spec(&self.load, &format!("registry {registry}"));
@@ -151,17 +151,18 @@ impl Cost {
 }
 
 /// Steady state: the first writes are done.
-fn wait_registered(fleet: &mut Fleet, target: &Target, connections: usize) -> anyhow::Result<()> {
+fn wait_registered(fleet: &mut Fleet, target: &Target) -> anyhow::Result<()> {
     let deadline = Instant::now() + REGISTERED_TIMEOUT;
     loop {
         measure::idle(fleet, SECOND_NS / 2)?;
         let metric = |name: &str| target.metric(name).with_context(|| format!("no {name}"));
-        let n_registered = metric("hubbub_registry_connections")?;
-        if n_registered >= connections as f64 && metric("hubbub_registry_waiting")? == 0.0 {
+        let n_written = metric("hubbub_registry_writes_total")?;
+        let connections = metric("hubbub_connections")?;
+        if n_written >= connections && metric("hubbub_registry_waiting")? == 0.0 {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("{n_registered} of {connections} are registered after {REGISTERED_TIMEOUT:?}");
+            bail!("{n_written} of {connections} are registered after {REGISTERED_TIMEOUT:?}");
         }
     }
 }

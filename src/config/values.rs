@@ -394,6 +394,21 @@ mod tests {
     }
 
     #[test]
+    fn switches_of_the_registry_and_names_of_nodes() {
+        for (text, value) in [("on", true), ("true", true), ("off", false), ("false", false)] {
+            assert_eq!(on_off(text), Ok(value));
+            assert_eq!(on_off(&show_on_off(value)), Ok(value));
+        }
+        assert!(on_off("yes").is_err() && on_off("").is_err());
+        for text in ["pod-0", "hub_1.example:8000", "A"] {
+            assert_eq!(node_id(text).as_deref(), Ok(text));
+        }
+        for text in ["", "a b", "a\"", "é", "a*", &"a".repeat(129)] {
+            assert!(node_id(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn address_lists() {
         let check = |text: &str, shown: Option<&str>| {
             let read = addresses(text).ok().map(|list| show_list(&list));

@@ -16,6 +16,7 @@
     clippy::expect_used
 )]
 
+pub mod balancer;
 pub mod cf;
 pub mod follower;
 pub mod http;
