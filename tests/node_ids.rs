@@ -114,7 +114,8 @@ fn who_could_not_ask_at_its_start_serves_and_says_so_and_never_overwrites() {
     }
     // Once the other is gone, the id is free.
     holder.signal(libc::SIGTERM);
-    assert!(eventually(secs(20), || nodes(&redis).contains_key("pod-0") && run_id(&redis) != held));
+    let is_taken = || nodes(&redis).get("pod-0").is_some_and(|node| node["run_id"] != *held);
+    assert!(eventually(secs(20), is_taken));
     assert!(eventually(SOON, || !in_conflict(loser)));
 }
 

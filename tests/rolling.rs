@@ -199,7 +199,7 @@ fn one_node_after_the_other_behind_a_balancer() {
 
 /// SIGTERM, exit, start under the same address and name; at work all the time.
 fn restart(
-    hubs: &mut Vec<Hub>,
+    hubs: &mut [Hub],
     at: usize,
     node: &impl Fn(usize) -> Hub,
     publisher: &mut Publisher<'_>,

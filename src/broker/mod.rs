@@ -1,6 +1,6 @@
 //! The broker thread: between Redis (or the embedded memory broker) and the shards.
 //!
-//! Owns the interest table, the links to Redis and one door per shard. Everything reaches it
+//! Owns the interest table, the links to Redis, this node's rows of the registry and one door per shard. Everything reaches it
 //! as a [`BrokerCommand`] through one mailbox, or as a push from Redis through one inbox.
 //! A publication is looked up once and goes as one item to each interested shard.
 //!

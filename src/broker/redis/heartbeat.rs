@@ -120,6 +120,9 @@ impl Kept {
         self.heartbeat.is_out.set(true);
         let kept = self.clone();
         tokio::task::spawn_local(async move {
+            if kept.is_over.get() {
+                return;
+            }
             let answer = link.call(&call(&kept.redis.node, LIFE_MS)).await;
             kept.heartbeat.is_out.set(false);
             let wait_ms = match answer.map(Beat::read) {

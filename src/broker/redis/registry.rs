@@ -41,6 +41,9 @@ pub(super) struct Kept {
     pub registry: RefCell<Registry>,
     pub heartbeat: Heartbeat,
     pub n_looking_up: Cell<usize>,
+    /// The node ends: no beat may come behind the last word.
+    pub is_over: Cell<bool>,
+    is_refused: Cell<bool>,
 }
 
 impl Registrar {
@@ -53,6 +56,8 @@ impl Registrar {
                 registry: RefCell::new(Registry::new(redis.node.now_ms())),
                 heartbeat: Heartbeat::default(),
                 n_looking_up: Cell::new(0),
+                is_over: Cell::new(false),
+                is_refused: Cell::new(false),
                 redis: redis.clone(),
             })
         }))
@@ -98,6 +103,7 @@ impl Registrar {
     /// The node ends: takes back all that Redis has of it.
     pub async fn say_goodbye(&self) {
         let Some(kept) = &self.0 else { return };
+        kept.is_over.set(true);
         kept.registry.borrow_mut().forget_all();
         let Some(Command { mut link, .. }) = kept.redis.command.borrow().clone() else { return };
         let all = async {
@@ -157,6 +163,13 @@ impl Kept {
         serde_json::to_string(&entry).expect("invariant: plain values are JSON")
     }
 
+    /// One line, until a batch is taken: it goes on for as long as Redis is full.
+    fn on_refused(&self, error: &redis::RedisError) {
+        if !self.is_refused.replace(true) {
+            tracing::warn!(%error, "Redis refuses the registry's entries");
+        }
+    }
+
     async fn send(&self, mut link: CommandLink, batch: Batch) {
         let began = Instant::now();
         let mut pipe = self.pipeline(&batch);
@@ -168,7 +181,9 @@ impl Kept {
                 metrics.removals.add(batch.removals.len() as u64);
                 metrics.failures.add(refusals.len() as u64);
                 if let Some(error) = refusals.first() {
-                    self.redis.complain("Redis refuses the registry's entries", error);
+                    self.on_refused(error);
+                } else {
+                    self.is_refused.set(false);
                 }
                 Outcome::Answered
             }
