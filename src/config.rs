@@ -66,6 +66,10 @@ pub struct Config {
     pub redis_prefix: String,
     /// For one command.
     pub redis_timeout: Duration,
+    /// Whether connections and the node stand in Redis; without Redis they don't.
+    pub registry: bool,
+    /// What the node is called there; `None`: its run_id.
+    pub node_id: Option<String>,
     /// Received from Redis and not yet handed to the shards.
     pub redis_inbox_bytes_max: usize,
     /// Everybody may do everything, on loopback addresses only.
@@ -161,6 +165,11 @@ impl Config {
         Loaded::assemble(Machine::detect(), &matches, env)
     }
 
+    /// Whether this node is in the connection registry.
+    pub fn is_registered(&self) -> bool {
+        self.registry && self.redis_url.is_some()
+    }
+
     /// All sockets of listeners that may be open, upgraded or not.
     pub fn sockets_max(&self) -> usize {
         (self.connections_max + self.handshakes_max).min(self.files_for_sockets)
@@ -179,6 +188,8 @@ impl Config {
             redis_url: None,
             redis_prefix: String::new(),
             redis_timeout: Duration::from_secs(3),
+            registry: true,
+            node_id: None,
             redis_inbox_bytes_max: 64 * MIB,
             dev: false,
             allow_anonymous: false,

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             eprintln!("{message}");
             ExitCode::from(code)
         }
+        Action::Answer(loaded, question) => cli::answer(&loaded.config, &question),
         Action::Run(loaded) => {
             without_huge_pages();
             hubbub::server::run(loaded.config)

@@ -212,8 +212,26 @@ pub struct BrokerMetrics {
     pub control_unknown: Count,
     pub surveys: Count,
     pub surveys_partial: Count,
+    pub registry: RegistryMetrics,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
+}
+
+/// What of this node is in the connection registry.
+#[derive(Default, Debug)]
+pub struct RegistryMetrics {
+    /// Whether the node's own entry was written at the last try.
+    pub up: Count,
+    /// Another live node has this one's id.
+    pub conflict: Count,
+    pub connections: Count,
+    /// Writes and removals that are due at once.
+    pub waiting: Count,
+    pub writes: Count,
+    pub removals: Count,
+    /// Removals left to expire, for want of room while Redis was away.
+    pub given_up: Count,
+    pub failures: Count,
 }
 
 impl BrokerMetrics {

@@ -68,6 +68,11 @@ impl Node {
         self.started.elapsed().as_millis() as u64
     }
 
+    /// The `instance_id` of the registry.
+    pub fn instance_id(&self) -> String {
+        self.config.node_id.clone().unwrap_or_else(|| self.run_id.to_string())
+    }
+
     pub fn uptime_s(&self) -> u64 {
         self.started.elapsed().as_secs()
     }

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
-use crate::broker::{self, BrokerCommand};
+use crate::broker::{self, BrokerCommand, Claim, Door};
 use crate::config::{Config, LoadError, LogFormat, Namespaces};
 use crate::listener;
 use crate::mailbox::{Sender, Urgency};
@@ -19,6 +20,8 @@ use crate::shard::{self, Role, ShardEvent};
 
 /// An internal failure, as in `sysexits.h`.
 pub const EXIT_SOFTWARE: u8 = 70;
+/// What is needed isn't to be had: a Redis to ask, or a `HUB_NODE_ID` that no other live node has.
+pub const EXIT_UNAVAILABLE: u8 = 69;
 const MISTAKES_LOGGED_MAX: usize = 10;
 /// Log lines that may wait to be written.
 const LOG_LINES_MAX: usize = 4096;
@@ -26,6 +29,8 @@ const LOG_LINES_MAX: usize = 4096;
 const BACKLOG: u32 = 65_535;
 /// What a drain may take beyond `HUB_DRAIN_TIMEOUT`.
 const GRACE: Duration = Duration::from_secs(3);
+/// Then the broker takes back what Redis has of this node.
+const GOODBYE: Duration = Duration::from_millis(1_500);
 
 /// Runs a node until a signal ends it.
 pub fn run(config: Config) -> ExitCode {
@@ -67,6 +72,15 @@ fn start_log(config: &Config) -> WorkerGuard {
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let node = Node::new(config);
+    let claimed = tokio::select! {
+        claimed = broker::claim(&node) => claimed,
+        _ = term.recv() => return Ok(ExitCode::SUCCESS),
+        _ = int.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    if let Claim::Taken { run_id } = claimed {
+        refuse_to_start(&node, &run_id);
+        return Ok(ExitCode::from(EXIT_UNAVAILABLE));
+    }
     warn_if_closed(&node);
     let (door, commands) = broker::door();
     let mut shards = Vec::new();
@@ -75,7 +89,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         shard::spawn(node.clone(), idx, events, door.clone())?;
         shards.push(sender);
     }
-    broker::spawn(node.clone(), commands, shards.clone())?;
+    let broker = broker::spawn(node.clone(), commands, shards.clone())?;
     let internal = if node.config.internal_listen.is_empty() { Role::All } else { Role::Public };
     let public = node.config.listen.iter().map(|addr| (addr, internal, "hubbub listening"));
     let private = node
@@ -90,9 +104,24 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     tokio::task::spawn_local(reload(node.clone(), shards.clone()));
     tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
-    let code = drain(&node, &shards, &mut term, &mut int).await;
-    drop(door.try_send(vec![BrokerCommand::Stop], Urgency::Prompt));
-    Ok(code)
+    let ended = async {
+        drain(&node, &shards).await;
+        say_goodbye(&door, &broker).await;
+    };
+    Ok(tokio::select! {
+        () = ended => ExitCode::SUCCESS,
+        _ = term.recv() => ExitCode::from(143),
+        _ = int.recv() => ExitCode::from(130),
+    })
+}
+
+fn refuse_to_start(node: &Node, run_id: &str) {
+    tracing::error!(
+        instance_id = %node.instance_id(),
+        run_id = %run_id.escape_debug(),
+        redis_prefix = %node.config.redis_prefix,
+        "another live node has this HUB_NODE_ID in this Redis: each needs one of its own"
+    );
 }
 
 /// Says which knob to set where nobody could connect, or subscribe.
@@ -169,12 +198,7 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn drain(
-    node: &Arc<Node>,
-    shards: &[Sender<ShardEvent>],
-    term: &mut Signal,
-    int: &mut Signal,
-) -> ExitCode {
+async fn drain(node: &Arc<Node>, shards: &[Sender<ShardEvent>]) {
     node.set_draining();
     tracing::info!("draining");
     let spread_ms = node.config.drain_timeout.as_millis() as u64 * 4 / 5;
@@ -193,8 +217,22 @@ async fn drain(
             let n = node.metrics.sum(|shard| &shard.connections);
             tracing::warn!(connections = n, "drain time is over: abandoned");
         }
-        _ = term.recv() => return ExitCode::from(143),
-        _ = int.recv() => return ExitCode::from(130),
     }
-    ExitCode::SUCCESS
+}
+
+/// Lets the broker end. A Redis that hangs doesn't hold up the exit.
+async fn say_goodbye(door: &Door, broker: &JoinHandle<()>) {
+    let ended = async {
+        let mut stop = vec![BrokerCommand::Stop];
+        while let Err(refused) = door.try_send(stop, Urgency::Prompt) {
+            stop = refused;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        while !broker.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(GOODBYE, ended).await.is_err() {
+        tracing::warn!("the broker did not end in time: abandoned");
+    }
 }

@@ -1,10 +1,11 @@
 //! Promise: what the clocks of the nodes say, and how they jump, changes neither the order of a history
-//! nor how long it is kept.
+//! nor how long it is kept, nor which nodes and connections are taken to live.
 
 mod common;
 
 use common::past::{history, namespaces, offsets, publish, result};
-use common::{Cf, Hub, Redis, SOON, ms, scaled, sys};
+use common::registry::{connect, connections, left_ms, nodes};
+use common::{Cf, Hub, Redis, SOON, eventually, ms, scaled, secs, sys};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -146,5 +147,44 @@ fn keeps_for_a_second(hub: &Hub, other: &Hub, jump: impl FnOnce()) {
         }
         assert!(looked - answered <= ms(1_100), "still there after {:?}", looked - answered);
         sys::pause(ms(5));
+    }
+}
+
+/// Scenario 45, for the registry: life is judged by Redis's clock alone.
+#[test]
+fn a_node_lives_whatever_its_calendar_says() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let shim = build_shim(dir.path());
+    let node = |name: &str, off_by: i64| {
+        let clock = Clock(dir.path().join(name));
+        clock.set(off_by);
+        let hub = Hub::builder().redis(&redis).env("HUB_NODE_ID", name);
+        let hub = hub.env("LD_PRELOAD", shim.display()).env("TEST_CLOCK_OFF_BY", clock.0.display());
+        (hub.start().wait_ready(), clock)
+    };
+    let ((mut a, clock_a), (b, clock_b)) = (node("a", 600), node("b", -600));
+    let ((_on_a, id_a), (_on_b, id_b)) = (connect(&a, ""), connect(&b, ""));
+    assert!(eventually(SOON, || connections(&redis).len() == 2));
+    clock_a.set(4_200);
+    clock_b.set(-4_200);
+    // Over a heartbeat of both.
+    let end = Instant::now() + secs(12);
+    while Instant::now() < end {
+        assert_eq!(nodes(&redis).keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(connections(&redis).len(), 2);
+        common::sys::pause(ms(100));
+    }
+    for (id, home) in [(&id_a, "a"), (&id_b, "b")] {
+        let found = b.api("where", &serde_json::json!({ "client": id })).json();
+        assert_eq!(found["result"]["node"]["instance_id"], home, "{found}");
+        let uptime = found["result"]["node"]["uptime"].as_u64();
+        assert!(uptime.is_some_and(|s| s < 600), "{found}");
+    }
+    a.signal(libc::SIGKILL);
+    assert!(a.wait_exit(SOON).is_some());
+    for (kind, life_ms) in [("ws:instance:", 30_000), ("ws:conn:", 120_000)] {
+        let left = left_ms(&redis, kind);
+        assert!(left.values().all(|left| (1..=life_ms).contains(left)), "{left:?}");
     }
 }

@@ -12,6 +12,7 @@ use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis, WebSocket, WebSocketArgs};
+use crate::registry::RegistryArgs;
 use crate::report::OutputArgs;
 use crate::server::{Start, Target};
 use crate::soak::SoakArgs;
@@ -58,6 +59,14 @@ pub enum Command {
     /// A run of hours: does anything grow?
     #[command(mut_arg("seconds", |arg| arg.default_value("3600")))]
     Soak(SoakArgs),
+    /// With and without the connection registry: what does it cost?
+    #[command(
+        mut_arg("connections", |arg| arg.default_value("15000")),
+        mut_arg("channels", |arg| arg.default_value("1500")),
+        mut_arg("rate", |arg| arg.default_value("200")),
+        mut_arg("seconds", |arg| arg.default_value("30"))
+    )]
+    Registry(RegistryArgs),
     /// The same load without a hub: what the kernel charges
     Ceiling(CeilingArgs),
     /// Two builds of hubbub in pairs: does the second cost more?

@@ -7,7 +7,7 @@
 //! ```
 //! Code map: `cli`; the commands `run`, `slow` (a share reads slowly or never), `abuse` (attackers),
 //! `churn` (come and go), `storm` (all drop and come back at once), `sweep` (one load, many
-//! settings), `soak` (hours), `ceiling` (the same without a hub) and `guard` (two builds); under
+//! settings), `soak` (hours), `registry` (what it costs), `ceiling` (the same without a hub) and `guard` (two builds); under
 //! them `pairs` (two things in turn), `measure` (one measurement: warm-up, window, drain),
 //! `publish` (the schedule, and how to publish), `payload` (what), `fleet` (all subscribers),
 //! `protocol` (what is spoken), `frame`, `checker` (lost, repeated, out of order, damaged, late),
@@ -35,6 +35,7 @@ pub mod process;
 pub mod protocol;
 pub mod publish;
 pub mod puppet;
+pub mod registry;
 pub mod report;
 pub mod run;
 pub mod server;

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Storm(args) => loadtest::storm::command(&args, &command_line),
         Command::Sweep(args) => loadtest::sweep::command(&args, &command_line),
         Command::Soak(args) => loadtest::soak::command(&args, &command_line),
+        Command::Registry(args) => loadtest::registry::command(&args, &command_line),
         Command::Abuse(args) => loadtest::abuse::command(&args, &command_line),
         Command::Ceiling(args) => {
             loadtest::ceiling::command(&args, &command_line).map(Verdict::from)

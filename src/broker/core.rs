@@ -20,7 +20,7 @@ use super::gap_log::GapLog;
 use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
-use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
+use super::redis::{Finished as Answered, PublishRequest, Push, Redis, Registrar};
 use super::survey::{Asked, Surveys};
 use super::{BrokerCommand, Publish, envelope};
 use crate::channel::ChannelId;
@@ -64,7 +64,7 @@ pub async fn run(
         }
         commands.set_awake();
         if core.on_commands(&commands).is_break() {
-            return;
+            return core.registrar.say_goodbye().await;
         }
         core.on_redis();
     }
@@ -78,6 +78,7 @@ struct Core {
     /// Unused with Redis.
     memory: Memory,
     redis: Option<Rc<Redis>>,
+    registrar: Registrar,
     link: LinkState,
     /// What the shards know of the link: it is up once all they had is subscribed again. Who
     /// subscribes to a channel that its shard has already is answered at once, and would miss
@@ -97,6 +98,7 @@ impl Core {
         let doors =
             shards.into_iter().map(|sender| ShardDoor::new(sender, config.mailbox_max)).collect();
         let redis = config.redis_url.is_some().then(|| Redis::start(node.clone()));
+        let registrar = Registrar::new(redis.as_ref().filter(|_| config.registry));
         // With Redis, shards start with the link down; the memory broker's can't break.
         let link = if redis.is_some() { LinkState::Down } else { LinkState::Up };
         // A little less than the SDKs' patience, and than the shard's own.
@@ -110,6 +112,7 @@ impl Core {
             doors,
             memory: Memory::new(memory::BOUNDS),
             redis,
+            registrar,
             link,
             told: link,
             publishes: Vec::new(),
@@ -185,7 +188,17 @@ impl Core {
                 self.start_survey(Asked { shard, request }, topic, now_ms);
             }
             BrokerCommand::ChannelPage { owed, page } => self.on_page(owed, page),
+            BrokerCommand::Connected { shard, connected } => {
+                self.registrar.on_connected(shard, connected);
+            }
+            BrokerCommand::Disconnected { connection } => {
+                self.registrar.on_disconnected(connection);
+            }
+            BrokerCommand::LookUp { shard, request, ask } => {
+                self.registrar.look_up(Asked { shard, request }, *ask);
+            }
             BrokerCommand::Forget { shard } => {
+                self.registrar.forget_shard(shard);
                 self.interest.forget_shard(shard, now_ms);
                 self.chains.retain(|id| self.interest.has_shards(id));
                 self.doors[shard].push(ShardEvent::Link(self.told));
@@ -315,6 +328,9 @@ impl Core {
                     self.doors[shard].push(ShardEvent::Controlled { request, result });
                 }
                 Answered::NodesAsked { survey, n_nodes } => self.on_asked(survey, n_nodes),
+                Answered::LookedUp { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::LookedUp { request, result });
+                }
             }
         }
         for push in redis.take_pushes() {
@@ -402,6 +418,7 @@ impl Core {
         let now_ms = self.node.now_ms();
         self.node.metrics.broker.alive_ms.set(now_ms);
         self.gap_log.on_tick(self.node.metrics.broker.n_gaps(), now_ms);
+        self.registrar.on_tick(now_ms);
         for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
             shard.mailbox_depth.set(door.depth() as u64);
         }

@@ -1,6 +1,6 @@
 //! The broker thread: between Redis (or the embedded memory broker) and the shards.
 //!
-//! Owns the interest table, the links to Redis and one door per shard. Everything reaches it
+//! Owns the interest table, the links to Redis, this node's rows of the registry and one door per shard. Everything reaches it
 //! as a [`BrokerCommand`] through one mailbox, or as a push from Redis through one inbox.
 //! A publication is looked up once and goes as one item to each interested shard.
 //!
@@ -22,12 +22,15 @@ mod interest;
 mod memory;
 mod newest;
 mod redis;
+mod registry;
 mod survey;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 /// For benches/demux only.
 #[doc(hidden)]
@@ -46,7 +49,8 @@ pub use control::{
     NodeInfo, Overrides, RefreshUser, Since, SubscribeUser, Target, Topic, UnsubscribeUser, Verb,
 };
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
-pub use redis::PUBLISH_SCRIPT;
+pub use redis::{Claim, LookUp, LookUpError, PUBLISH_SCRIPT, claim, look_up};
+pub use registry::{Connected, Transport};
 pub use survey::{PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, SurveyResult};
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
@@ -107,6 +111,20 @@ pub enum BrokerCommand {
     ChannelPage {
         owed: u32,
         page: ChannelPage,
+    },
+    /// A client is there, for the connection registry.
+    Connected {
+        shard: usize,
+        connected: Box<Connected>,
+    },
+    Disconnected {
+        connection: Uuid,
+    },
+    /// Reads the connection registry. Answered by `LookedUp`.
+    LookUp {
+        shard: usize,
+        request: u32,
+        ask: Box<LookUp>,
     },
     /// A shard started afresh: it has no channel any more, and its answers are void.
     Forget {

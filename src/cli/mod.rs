@@ -1,10 +1,13 @@
 //! The command line: `hubbub [FLAGS]` runs the hub, `hubbub config [FLAGS]` prints what it would run
-//! with, `hubbub token` makes and checks tokens, `hubbub script` prints the publish script. Decides only; main prints, runs and exits.
+//! with, `hubbub token` makes and checks tokens, `hubbub script` prints the publish script, `hubbub nodes`,
+//! `connections` and `where` read the registry. Decides only; main prints, runs and exits.
 //!
 //! Knobs and their flags come from `config`; a further subcommand is one `Command` in [`command`] and
 //! one arm in [`parse`].
 
+mod registry;
 mod script;
+mod show;
 mod token;
 
 use std::ffi::OsString;
@@ -14,6 +17,8 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Command};
 
 use crate::config::{self, EXIT_CONFIG, Loaded, Machine};
+pub use registry::Question;
+pub use show::answer;
 
 const ABOUT: &str = "\
 hubbub: live data on many screens. A WebSocket hub, sharded over all cores, that brings what is
@@ -36,7 +41,8 @@ Secrets have no flag:
   HUB_TOKEN_HMAC_PREVIOUS_SECRET_FILE
                     path of a file that holds the value
 
-Exit codes: 0 after a stop by SIGTERM or SIGINT, 1 for a refused token, 64 for a bad configuration, 70 for an internal
+Exit codes: 0 after a stop by SIGTERM or SIGINT, 1 for a refused token or a connection that isn't there, 64 for a bad
+configuration, 69 if another live node has this HUB_NODE_ID or Redis doesn't answer a question, 70 for an internal
 failure, 130 or 143 on a second signal.";
 
 const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-help}\n";
@@ -46,6 +52,8 @@ const TEMPLATE: &str = "{about}\n\n{usage-heading} {usage}\n\n{all-args}{after-h
 pub enum Action {
     /// Boxed: a configuration is large beside a message.
     Run(Box<Loaded>),
+    /// A question to the registry in Redis: see [`answer`].
+    Answer(Box<Loaded>, Question),
     /// To stdout, as it is; exit 0.
     Print(String),
     /// To stdout, as it is; exit 1.
@@ -78,6 +86,10 @@ fn parse_with(
             Err(failure) => failure,
         },
         Some(("script", _)) => Action::Print(script::text()),
+        Some((name @ ("nodes" | "connections" | "where"), matches)) => match load(matches, env) {
+            Ok(loaded) => registry::ask(name, matches, loaded),
+            Err(failure) => failure,
+        },
         Some(("token", matches)) => {
             let (name, matches) =
                 matches.subcommand().expect("invariant: clap requires a subcommand of token");
@@ -110,7 +122,7 @@ fn command() -> Command {
         .after_help(AFTER)
         .help_template(TEMPLATE)
         .override_usage(
-            "hubbub [FLAGS]\n       hubbub config [FLAGS]\n       hubbub token make|check …\n       hubbub script",
+            "hubbub [FLAGS]\n       hubbub config [FLAGS]\n       hubbub token make|check …\n       hubbub script\n       hubbub nodes|connections|where …",
         )
         .max_term_width(100)
         .no_binary_name(true)
@@ -122,6 +134,7 @@ fn command() -> Command {
         .subcommand(config)
         .subcommand(token::command())
         .subcommand(script::command())
+        .subcommands(registry::commands())
 }
 
 /// Help and version come as errors; everything else is the caller's mistake, for which clap would

@@ -53,15 +53,8 @@ pub fn position(env: &str) -> Option<usize> {
 }
 
 /// The design's other knobs, by flag. An operator who sets one relies on it, so silence is no option.
-pub const NOT_YET: &[&str] = &[
-    "node-id",
-    "registry",
-    "tls-cert",
-    "tls-key",
-    "token-ecdsa-public-key",
-    "token-jwks-url",
-    "token-rsa-public-key",
-];
+pub const NOT_YET: &[&str] =
+    &["tls-cert", "tls-key", "token-ecdsa-public-key", "token-jwks-url", "token-rsa-public-key"];
 
 /// By environment name, that of its file included.
 pub fn is_not_yet(env: &str) -> bool {

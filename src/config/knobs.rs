@@ -203,6 +203,27 @@ pub static KNOBS: &[Knob] = &[
         redis_inbox_bytes_max,
         KIB..=64 * GIB
     ),
+    knob!(
+        "HUB_REGISTRY",
+        "registry",
+        REDIS,
+        "on|off",
+        "Keep connections and nodes in Redis, for `hubbub connections`, `nodes` and `where`",
+        registry,
+        values::on_off,
+        |value: &bool| values::show_on_off(*value)
+    ),
+    knob!(
+        "HUB_NODE_ID",
+        "node-id",
+        REDIS,
+        "NAME",
+        "What this node is called there, such as the pod's name; no two that live may share it",
+        node_id,
+        |text| values::node_id(text).map(Some),
+        values::show_option
+    )
+    .default_text("drawn at every start"),
     switch!(
         "HUB_DEV",
         "dev",

@@ -195,9 +195,7 @@ mod tests {
         ] {
             assert_eq!(classify(foreign), Name::Foreign, "{foreign}");
         }
-        for not_yet in
-            ["HUB_TLS_CERT", "HUB_TOKEN_JWKS_URL", "HUB_NODE_ID", "HUB_TOKEN_RSA_PUBLIC_KEY_FILE"]
-        {
+        for not_yet in ["HUB_TLS_CERT", "HUB_TOKEN_JWKS_URL", "HUB_TOKEN_RSA_PUBLIC_KEY_FILE"] {
             assert_eq!(classify(not_yet), Name::NotYet, "{not_yet}");
         }
         for unknown in ["HUB_", "HUB_SHARD", "HUB_SHARDS_FILE", "HUB_shards", "HUB_SERVICE"] {

@@ -177,6 +177,28 @@ pub fn boolean(text: &str) -> Result<bool, Refusal> {
     }
 }
 
+pub fn on_off(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(Refusal::expected("on or off")),
+    }
+}
+
+pub fn show_on_off(value: bool) -> String {
+    if value { "on" } else { "off" }.to_owned()
+}
+
+/// A host's or a pod's name: it becomes part of a key, and of JSON.
+pub fn node_id(text: &str) -> Result<String, Refusal> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    if (1..=128).contains(&text.len()) && text.bytes().all(is_good) {
+        Ok(text.to_owned())
+    } else {
+        Err(Refusal::expected("1 to 128 letters, digits and ._:-"))
+    }
+}
+
 pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, Refusal> {
     text.split(',').map(|item| item.trim().parse()).collect::<Result<_, _>>().map_err(|_| {
         Refusal::expected(
@@ -368,6 +390,21 @@ mod tests {
         }
         for text in ["", "on", "TRUE", "2", "y"] {
             assert!(boolean(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn switches_of_the_registry_and_names_of_nodes() {
+        for (text, value) in [("on", true), ("true", true), ("off", false), ("false", false)] {
+            assert_eq!(on_off(text), Ok(value));
+            assert_eq!(on_off(&show_on_off(value)), Ok(value));
+        }
+        assert!(on_off("yes").is_err() && on_off("").is_err());
+        for text in ["pod-0", "hub_1.example:8000", "A"] {
+            assert_eq!(node_id(text).as_deref(), Ok(text));
+        }
+        for text in ["", "a b", "a\"", "é", "a*", &"a".repeat(129)] {
+            assert!(node_id(text).is_err(), "{text:?}");
         }
     }
 

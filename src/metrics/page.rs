@@ -283,6 +283,7 @@ impl Page {
         for (name, help, count) in gauges {
             one(encoder, name, help, &ConstGauge::new(count.get() as i64))?;
         }
+        self.encode_registry(encoder)?;
         let links = [("pubsub", &broker.pubsub_up), ("command", &broker.command_up)];
         family(
             encoder,
@@ -290,6 +291,35 @@ impl Page {
             "Whether a link to Redis works.",
             links.iter().map(|(link, up)| (ByLink { link }, ConstGauge::new(up.get() as i64))),
         )
+    }
+}
+
+impl Page {
+    fn encode_registry(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let registry = &self.0.broker.registry;
+        let gauges: [(&str, &str, &Count); 4] = [
+            ("registry_up", "Whether the node's entry in the registry was written.", &registry.up),
+            (
+                "registry_conflict",
+                "Whether another live node has this one's id.",
+                &registry.conflict,
+            ),
+            ("registry_connections", "Connections to be registered.", &registry.connections),
+            ("registry_waiting", "Entries to be written or removed at once.", &registry.waiting),
+        ];
+        for (name, help, count) in gauges {
+            one(encoder, name, help, &ConstGauge::new(count.get() as i64))?;
+        }
+        let counters: [(&str, &str, &Count); 4] = [
+            ("registry_writes", "Entries written, renewals too.", &registry.writes),
+            ("registry_removals", "Entries removed.", &registry.removals),
+            ("registry_given_up", "Removals left to expire.", &registry.given_up),
+            ("registry_failures", "Writes that Redis refused, or lost.", &registry.failures),
+        ];
+        for (name, help, count) in counters {
+            one(encoder, name, help, &ConstCounter::new(count.get()))?;
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use super::session::{Kind, Session};
 use super::state::State;
 use crate::admission::UserPermit;
 use crate::auth::{Action, Bearer, Denial, Standing, SubscriptionToken, Tie, Wish, ttl_s};
+use crate::broker::Transport;
 use crate::config::{Gap, Namespace};
 use crate::node::unix_ms;
 use crate::protocol::command::{Connect, SubRefresh, Subscribe};
@@ -140,6 +141,7 @@ impl State {
             ..ConnectResult::default()
         };
         line(out, |out| put_connect(out, asked, &result));
+        self.register(id, Transport::WebSocket);
         Ok(())
     }
 

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{ChannelsAsk, Control, HistoryError, HistoryPage, PublishError, SurveyResult};
+use crate::broker::{
+    ChannelsAsk, Control, HistoryError, HistoryPage, LookUpError, PublishError, SurveyResult,
+};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
 use crate::position::Position;
@@ -90,6 +92,11 @@ pub enum ShardEvent {
     /// The history of a channel was removed, whoever asked for it.
     Emptied {
         channel: ChannelId,
+    },
+    /// What the registry says, a finished JSON object.
+    LookedUp {
+        request: u32,
+        result: Result<String, LookUpError>,
     },
     /// Publications were lost on the way: subscribers are treated as their namespace's `gap` says.
     Gap(Gapped),

@@ -24,8 +24,8 @@ use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
-    BrokerCommand, Control, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError,
-    SurveyResult, Topic,
+    BrokerCommand, Control, Door, HistoryAsk, HistoryError, HistoryPage, LookUp, LookUpError,
+    Publish, PublishError, SurveyResult, Topic,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -276,8 +276,14 @@ impl Shard {
         if state.sessions.len() <= at {
             state.sessions.resize_with(at + 1, || None);
         }
-        let session =
-            Session::new(connection, permit, format, self.node.now_ms(), &self.node.config);
+        let session = Session::new(
+            connection,
+            address,
+            permit,
+            format,
+            self.node.now_ms(),
+            &self.node.config,
+        );
         state.sessions[at] = Some(session);
         state.report_gauges(self.metrics());
         Ok(id)
@@ -310,6 +316,7 @@ impl Shard {
         leftover: Vec<u8>,
         permit: SocketPermit,
     ) {
+        self.state.borrow_mut().register_raw(id);
         tokio::task::spawn_local(socket::serve(self.clone(), id, stream, leftover, permit));
     }
 
@@ -326,6 +333,7 @@ impl Shard {
         }
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
+            state.deregister(id);
             state.hub.remove_session(id);
             if let Some(session) = state.sessions[id.idx as usize].take() {
                 state.users.remove(session.user(), id.idx);
@@ -424,6 +432,18 @@ impl Shard {
     /// What holds for a channel; `None`: there is no such.
     pub fn namespace_of(&self, channel: &str) -> Option<Namespace> {
         self.state.borrow().auth.namespaces().of(channel).copied()
+    }
+
+    /// Reads the connection registry, where there is one.
+    pub fn look_up(&self, ask: LookUp) -> oneshot::Receiver<Result<String, LookUpError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = state.ask(Request::LookUp(sender));
+        let (shard, ask) = (self.idx, Box::new(ask));
+        state.commands.push(BrokerCommand::LookUp { shard, request, ask });
+        drop(state);
+        self.flush_door();
+        receiver
     }
 
     /// Asks all nodes.

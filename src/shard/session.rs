@@ -2,6 +2,7 @@
 //!
 //! Runs on the shard thread inside one borrow of the state.
 
+use std::net::IpAddr;
 use std::task::Waker;
 
 use uuid::Uuid;
@@ -32,6 +33,7 @@ pub enum Kind {
 /// The cold part of a session.
 pub struct Session {
     pub connection: Uuid,
+    pub address: IpAddr,
     pub kind: Kind,
     pub waker: Option<Waker>,
     pub born_ms: u64,
@@ -44,6 +46,8 @@ pub struct Session {
     /// Publishes and history reads that the broker hasn't answered.
     pub n_unanswered: u16,
     pub ping_queued: bool,
+    /// The registry knows of it.
+    pub is_registered: bool,
     pub dead: bool,
     pub raw: Option<Box<RawJoin>>,
     pub account: Option<Box<Account>>,
@@ -56,6 +60,7 @@ pub struct Session {
 impl Session {
     pub fn new(
         connection: Uuid,
+        address: IpAddr,
         permit: ClientPermit,
         format: Format,
         now_ms: u64,
@@ -67,6 +72,7 @@ impl Session {
         let jitter_ms = connection.as_u64_pair().1 % half_ms.max(1);
         Self {
             connection,
+            address,
             commands: Bucket::default(),
             _permit: permit,
             kind: if format == Format::Raw { Kind::Raw } else { Kind::Fresh },
@@ -79,6 +85,7 @@ impl Session {
             n_pending: 0,
             n_unanswered: 0,
             ping_queued: false,
+            is_registered: false,
             dead: false,
             raw: None,
             account: None,

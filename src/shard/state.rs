@@ -21,7 +21,8 @@ use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
 use crate::broker::{
-    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, LookUpError, Publish, PublishError,
+    SurveyResult,
 };
 use crate::channel::ChannelId;
 use crate::frame;
@@ -72,6 +73,7 @@ pub(super) enum Request {
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
     Control(oneshot::Sender<Result<(), PublishError>>),
+    LookUp(oneshot::Sender<Result<String, LookUpError>>),
 }
 
 pub(super) struct State {
@@ -266,6 +268,11 @@ impl State {
             ShardEvent::ListChannels { owed, ask } => self.list_channels(owed, &ask),
             ShardEvent::Controlled { request, result } => {
                 if let Some(Request::Control(sender)) = self.answered(request) {
+                    let _ = sender.send(result);
+                }
+            }
+            ShardEvent::LookedUp { request, result } => {
+                if let Some(Request::LookUp(sender)) = self.answered(request) {
                     let _ = sender.send(result);
                 }
             }

@@ -100,6 +100,11 @@ impl Builder {
     }
 
     pub fn start(self) -> Hub {
+        self.start_within(SOON)
+    }
+
+    /// Starts a node that may take its time before it listens.
+    pub fn start_within(self, deadline: Duration) -> Hub {
         let mut command = command();
         command.envs(&self.knobs).stdout(Stdio::piped());
         command.stderr(self.log_to.unwrap_or_else(Stdio::piped));
@@ -127,7 +132,7 @@ impl Builder {
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut hub = Hub { child, addr: nowhere, printed: Mutex::new(receiver), log };
-        hub.addr = hub.next_addr();
+        hub.addr = hub.next_addr_within(deadline);
         hub
     }
 }
@@ -169,7 +174,11 @@ impl Hub {
 
     /// Where it listens too: the address behind the last one that was taken.
     pub fn next_addr(&self) -> SocketAddr {
-        self.printed.lock().unwrap().recv_timeout(SOON).expect("the line that names the port")
+        self.next_addr_within(SOON)
+    }
+
+    fn next_addr_within(&self, deadline: Duration) -> SocketAddr {
+        self.printed.lock().unwrap().recv_timeout(deadline).expect("the line that names the port")
     }
 
     pub fn wait_ready(self) -> Self {

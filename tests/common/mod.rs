@@ -16,6 +16,7 @@
     clippy::expect_used
 )]
 
+pub mod balancer;
 pub mod cf;
 pub mod follower;
 pub mod http;
@@ -24,6 +25,7 @@ pub mod ledger;
 pub mod past;
 pub mod proxy;
 pub mod redis;
+pub mod registry;
 pub mod swarm;
 pub mod sys;
 pub mod traffic;
@@ -34,7 +36,7 @@ pub use follower::Follower;
 pub use hub::Hub;
 pub use ledger::{Ledger, Viewer};
 pub use proxy::{Direction, Proxy};
-pub use redis::Redis;
+pub use redis::{Redis, Reply};
 pub use swarm::{Pump, drive};
 pub use traffic::{Attempt, Traffic};
 pub use ws::{Close, Raw};

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::inbox::{Inbox, Push};
-use super::script::{Call, Script};
+use super::script::{Call, PUBLISH_IN_TIME, Script};
 use crate::broker::PublishError;
 use crate::config::RedisUrl;
 
@@ -112,26 +112,31 @@ impl Dialer {
 
     /// Dials the command link.
     pub async fn command(&self) -> Result<CommandLink, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.response_timeout));
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        check_primary(&mut connection).await?;
-        let mut link = CommandLink {
-            connection,
-            never_kept: self.never_kept.clone(),
-            time_limit: self.response_timeout,
-            clock: Rc::new(Cell::new(None)),
-            hashes: Rc::default(),
-            server: UNKNOWN_SERVER.into(),
-        };
+        let mut link = self.bare().await?;
         link.read_clock().await?;
         if link.clock.get().is_some() {
             link.read_server().await?;
             link.load_scripts().await?;
         }
         Ok(link)
+    }
+
+    /// Dials a link for a few commands to a primary, without clock, and whose scripts go as text.
+    pub async fn bare(&self) -> Result<CommandLink, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.response_timeout));
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        check_primary(&mut connection).await?;
+        Ok(CommandLink {
+            connection,
+            never_kept: self.never_kept.clone(),
+            time_limit: self.response_timeout,
+            clock: Rc::new(Cell::new(None)),
+            hashes: Rc::default(),
+            server: UNKNOWN_SERVER.into(),
+        })
     }
 }
 
@@ -212,25 +217,6 @@ fn is_forbidden(result: Result<(), RedisError>) -> Result<bool, RedisError> {
     }
 }
 
-/// PUBLISHes channel by channel, unless Redis's clock, in milliseconds, shows more than the first
-/// argument. Returns that clock, and for each channel 1, or 0 if it was refused. Without it, what
-/// a Redis that hangs finds in its sockets when it goes on would be delivered as if it were new,
-/// long after the publisher was told that it failed. PUBLISH is no write, so a replica would take it,
-/// and keep it to itself: a write that does nothing, to the second argument, shows it.
-const PUBLISH_IN_TIME: &str = "local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local reply = {now}
-if now <= tonumber(ARGV[1]) then
-  local written = redis.pcall('DEL', ARGV[2])
-  if type(written) == 'table' and written.err:find('READONLY', 1, true) then
-    return redis.error_reply('READONLY this is a replica')
-  end
-  for at = 3, #ARGV, 2 do
-    local sent = redis.pcall('PUBLISH', ARGV[at], ARGV[at + 1])
-    reply[#reply + 1] = type(sent) == 'number' and 1 or 0
-  end
-end
-return reply";
 /// Publications and bytes of one script: Redis serves others in between.
 const SCRIPT_PUBLISHES_MAX: usize = 64;
 const SCRIPT_BYTES_MAX: usize = 256 << 10;
@@ -272,7 +258,8 @@ pub struct Published {
     pub broken: bool,
 }
 
-type Reply = Result<Value, RedisError>;
+/// What one command of a pipeline was answered.
+pub type Reply = Result<Value, RedisError>;
 
 /// Of a Redis that doesn't tell its run_id: streams don't notice that they came to another server.
 const UNKNOWN_SERVER: &str = "-";
@@ -351,6 +338,15 @@ impl CommandLink {
         let result = command.query_async(&mut self.connection).await;
         self.reload_if_missing(std::slice::from_ref(&result)).await;
         result
+    }
+
+    pub async fn query(&mut self, command: redis::Cmd) -> Reply {
+        command.query_async(&mut self.connection).await
+    }
+
+    /// Runs all in one go; the error is the link's, a command's own stands in its place.
+    pub async fn pipeline(&mut self, pipe: &mut redis::Pipeline) -> Result<Vec<Reply>, RedisError> {
+        pipe.ignore_errors().query_async(&mut self.connection).await
     }
 
     fn command_of(&self, call: &Call) -> redis::Cmd {

@@ -10,10 +10,14 @@
 //! link has a `broken` of its own.
 
 mod backoff;
+mod claim;
+mod heartbeat;
 mod inbox;
 mod link;
+pub mod look_up;
 mod nodes;
 mod past;
+mod registry;
 mod script;
 
 use std::cell::{Cell, RefCell};
@@ -32,10 +36,13 @@ use super::{Publish, PublishError, envelope};
 use crate::node::Node;
 use crate::position::Position;
 use backoff::Backoff;
+pub use claim::{Claim, claim};
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, OwnChannels, Plain, PubSubLink, publish_error};
+pub use look_up::{LookUp, LookUpError};
 use past::Reads;
+pub use registry::Registrar;
 pub use script::PUBLISH_SCRIPT;
 use script::{Call, PublishReply};
 
@@ -85,6 +92,10 @@ pub enum Finished {
     NodesAsked {
         survey: u32,
         n_nodes: Option<usize>,
+    },
+    LookedUp {
+        asked: Asked,
+        result: Result<String, LookUpError>,
     },
 }
 

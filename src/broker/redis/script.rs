@@ -1,4 +1,4 @@
-//! The scripts that keep history in Redis: their texts, the keys they take, what they answer.
+//! The scripts that run in Redis, history's above all: their texts, the keys they take, what they answer.
 //!
 //! Sans-I/O. What makes a stream trustworthy is said in `lua/stream.lua`.
 
@@ -9,6 +9,26 @@ use super::super::history::{HistoryAsk, Order, Stored};
 use crate::broker::{PublishError, envelope};
 use crate::position::{Epoch, Position};
 
+/// PUBLISHes channel by channel, unless Redis's clock, in milliseconds, shows more than the first
+/// argument. Returns that clock, and for each channel 1, or 0 if it was refused. Without it, what
+/// a Redis that hangs finds in its sockets when it goes on would be delivered as if it were new,
+/// long after the publisher was told that it failed. PUBLISH is no write, so a replica would take it,
+/// and keep it to itself: a write that does nothing, to the second argument, shows it.
+pub const PUBLISH_IN_TIME: &str = "local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local reply = {now}
+if now <= tonumber(ARGV[1]) then
+  local written = redis.pcall('DEL', ARGV[2])
+  if type(written) == 'table' and written.err:find('READONLY', 1, true) then
+    return redis.error_reply('READONLY this is a replica')
+  end
+  for at = 3, #ARGV, 2 do
+    local sent = redis.pcall('PUBLISH', ARGV[at], ARGV[at + 1])
+    reply[#reply + 1] = type(sent) == 'number' and 1 or 0
+  end
+end
+return reply";
+
 /// What `hubbub script` prints.
 pub const PUBLISH_SCRIPT: &str = concat!(
     include_str!("lua/publish.head.lua"),
@@ -17,6 +37,7 @@ pub const PUBLISH_SCRIPT: &str = concat!(
 );
 const HISTORY: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/history.lua"));
 const REMOVE: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/remove.lua"));
+const INSTANCE: &str = include_str!("lua/instance.lua");
 /// A step of a read ends behind the publication that reaches it: Redis serves others in between.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -25,16 +46,19 @@ pub enum Script {
     Publish,
     History,
     Remove,
+    Instance,
 }
 
 impl Script {
-    pub const ALL: [Script; 3] = [Script::Publish, Script::History, Script::Remove];
+    pub const ALL: [Script; 4] =
+        [Script::Publish, Script::History, Script::Remove, Script::Instance];
 
     pub fn text(self) -> &'static str {
         match self {
             Script::Publish => PUBLISH_SCRIPT,
             Script::History => HISTORY,
             Script::Remove => REMOVE,
+            Script::Instance => INSTANCE,
         }
     }
 }
@@ -136,24 +160,24 @@ fn key(prefix: &[u8], kind: &str, channel: &str, with_brace: &str) -> Vec<u8> {
 }
 
 /// What a script of ours answered, item by item; anything else is a broken script.
-struct Items(std::vec::IntoIter<Value>);
+pub struct Items(std::vec::IntoIter<Value>);
 
 impl Items {
-    fn of(value: Value) -> Option<Self> {
+    pub fn of(value: Value) -> Option<Self> {
         match value {
             Value::Array(items) => Some(Self(items.into_iter())),
             _ => None,
         }
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         match self.0.next()? {
             Value::Int(number) => u64::try_from(number).ok(),
             _ => None,
         }
     }
 
-    fn bytes(&mut self) -> Option<Vec<u8>> {
+    pub fn bytes(&mut self) -> Option<Vec<u8>> {
         match self.0.next()? {
             Value::BulkString(bytes) => Some(bytes),
             _ => None,

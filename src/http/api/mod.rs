@@ -8,6 +8,7 @@ mod history;
 mod key;
 mod members;
 mod publish;
+mod registry;
 mod survey;
 
 use std::pin::Pin;
@@ -47,6 +48,9 @@ const METHODS: &[Method] = &[
     Method { name: "info", handler: survey::info },
     Method { name: "channels", handler: survey::channels },
     Method { name: "rpc", handler: rpc },
+    Method { name: "nodes", handler: registry::nodes },
+    Method { name: "connections", handler: registry::connections },
+    Method { name: "where", handler: registry::where_is },
 ];
 
 fn method(name: &str) -> Option<&'static Method> {

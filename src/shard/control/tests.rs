@@ -22,7 +22,7 @@ fn session(state: &mut State, born_ms: u64) -> SessionId {
     let address = std::net::Ipv4Addr::LOCALHOST.into();
     let permit = state.node.admission.admit(address, 0).expect("room");
     let config = &state.node.config;
-    let mut session = Session::new(Uuid::new_v4(), permit, Format::Json, born_ms, config);
+    let mut session = Session::new(Uuid::new_v4(), address, permit, Format::Json, born_ms, config);
     session.kind = Kind::Connected;
     assert_eq!(id.idx as usize, state.sessions.len());
     state.sessions.push(Some(session));

@@ -17,7 +17,8 @@ fn session(state: &mut State) -> SessionId {
     let id = state.hub.add_session(Format::Json);
     let address = std::net::Ipv4Addr::LOCALHOST.into();
     let permit = state.node.admission.admit(address, 0).expect("room");
-    let session = Session::new(Uuid::new_v4(), permit, Format::Json, 0, &state.node.config);
+    let session =
+        Session::new(Uuid::new_v4(), address, permit, Format::Json, 0, &state.node.config);
     assert_eq!(id.idx as usize, state.sessions.len());
     state.sessions.push(Some(session));
     id

@@ -188,7 +188,8 @@ impl Rig {
         let id = state.hub.add_session(Format::Json);
         let address = std::net::Ipv4Addr::LOCALHOST.into();
         let permit = state.node.admission.admit(address, 0).expect("room");
-        let session = Session::new(Uuid::new_v4(), permit, Format::Json, 0, &state.node.config);
+        let session =
+            Session::new(Uuid::new_v4(), address, permit, Format::Json, 0, &state.node.config);
         let at = id.idx as usize;
         if state.sessions.len() <= at {
             state.sessions.resize_with(at + 1, || None);
