@@ -4,6 +4,9 @@
 //! tasks beside it that talk to it through the inbox and a list of finished publishes. Nothing
 //! here awaits Redis, so a frozen Redis delays no shard.
 
+mod history;
+mod presence;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +15,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::chains::{self, Chains};
 use super::door::ShardDoor;
+use super::envelope::Letter;
 use super::feed::Feed;
-use super::history::HistoryAsk;
 use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
@@ -177,6 +180,11 @@ impl Core {
             BrokerCommand::HistoryRemove { shard, request, channel } => {
                 self.remove_history(Asked { shard, request }, channel);
             }
+            BrokerCommand::Enter { shard, channel, member } => self.enter(shard, &channel, member),
+            BrokerCommand::Leave { channel, client } => self.leave(&channel, client),
+            BrokerCommand::Presence { shard, request, ask } => {
+                self.read_presence(Asked { shard, request }, *ask);
+            }
             BrokerCommand::Survey { shard, request } => {
                 self.start_survey(Asked { shard, request }, now_ms)
             }
@@ -188,6 +196,7 @@ impl Core {
             BrokerCommand::Forget { shard } => {
                 self.interest.forget_shard(shard, now_ms);
                 self.chains.retain(|id| self.interest.has_shards(id));
+                self.forget_members(shard);
                 self.doors[shard].push(ShardEvent::Link(self.told));
             }
             BrokerCommand::Stop => {}
@@ -211,32 +220,6 @@ impl Core {
         if let Some(Asked { shard, request }) = asked {
             self.doors[shard].push(ShardEvent::Published { request, result: Ok(position) });
         }
-    }
-
-    // --- history
-
-    fn read_history(&mut self, asked: Asked, ask: HistoryAsk, now_ms: u64) {
-        if let Some(redis) = self.redis.clone() {
-            // What was published before it is to be seen.
-            self.send_publishes();
-            redis.read_history(asked, ask);
-            return;
-        }
-        let Asked { shard, request } = asked;
-        self.node.metrics.broker.history_reads.add(1);
-        let result = self.memory.read(&ask, now_ms).map(Arc::new);
-        self.doors[shard].push(ShardEvent::History { request, result });
-    }
-
-    fn remove_history(&mut self, asked: Asked, channel: Box<str>) {
-        if let Some(redis) = self.redis.clone() {
-            self.send_publishes();
-            redis.remove_history(asked, &channel);
-            return;
-        }
-        let Asked { shard, request } = asked;
-        self.memory.remove(&channel);
-        self.doors[shard].push(ShardEvent::HistoryRemoved { request, result: Ok(()) });
     }
 
     /// The demux: one look-up, one item per interested shard.
@@ -330,6 +313,9 @@ impl Core {
                 Answered::History { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::History { request, result });
                 }
+                Answered::Presence { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::Present { request, result });
+                }
                 Answered::HistoryRemoved { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::HistoryRemoved { request, result });
                 }
@@ -345,11 +331,16 @@ impl Core {
         match push {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
-                match envelope::decode(payload) {
-                    Ok(opened) if opened.body.bytes() > self.node.config.publication_bytes_max => {
+                match envelope::open(payload) {
+                    Ok(Letter::Change { what, info }) => self.hand_out(channel, what, info),
+                    Ok(Letter::Publication(opened))
+                        if opened.body.bytes() > self.node.config.publication_bytes_max =>
+                    {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
                     }
-                    Ok(opened) => self.fan_out(channel, opened.body, opened.position),
+                    Ok(Letter::Publication(opened)) => {
+                        self.fan_out(channel, opened.body, opened.position)
+                    }
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
                     }
@@ -424,6 +415,7 @@ impl Core {
             self.doors[shard].push(ShardEvent::AcquireFailed { name: channel.name.clone() });
         }
         self.memory.on_tick(now_ms);
+        self.report_presence();
         let broker = &self.node.metrics.broker;
         broker.chain_bytes.set(self.chains.bytes() as u64);
         broker.chains_refused.set(self.chains.n_refused());

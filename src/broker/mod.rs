@@ -19,6 +19,7 @@ mod history;
 mod interest;
 mod memory;
 mod newest;
+mod presence;
 mod redis;
 mod survey;
 
@@ -31,7 +32,9 @@ use std::time::Duration;
 #[doc(hidden)]
 pub use interest::Interest;
 
-use crate::channel::ChannelId;
+use uuid::Uuid;
+
+use crate::channel::{Channel, ChannelId};
 use crate::config::Keep;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;
@@ -40,6 +43,7 @@ use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
+pub use presence::{Change, Member, Presence, PresenceAsk, PresenceError, Wanted};
 pub use redis::PUBLISH_SCRIPT;
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
@@ -83,6 +87,23 @@ pub enum BrokerCommand {
         shard: usize,
         request: u32,
         channel: Box<str>,
+    },
+    /// Somebody subscribed to a channel where it is noted who is here.
+    Enter {
+        shard: usize,
+        channel: Arc<Channel>,
+        member: Box<Member>,
+    },
+    /// And is no more.
+    Leave {
+        channel: Arc<Channel>,
+        client: Uuid,
+    },
+    /// Answered by `Present`.
+    Presence {
+        shard: usize,
+        request: u32,
+        ask: Box<PresenceAsk>,
     },
     /// Answered by `Surveyed`.
     Survey {

@@ -36,7 +36,7 @@ impl Account {
 
 impl Session {
     /// Empty: anonymous.
-    fn user(&self) -> &str {
+    pub fn user(&self) -> &str {
         let user = self.account.as_ref().and_then(|account| account.user.as_ref());
         user.map_or("", UserPermit::name)
     }
@@ -310,7 +310,7 @@ impl State {
     /// Ends one subscription of a session from the server's side.
     pub fn end_subscription(&mut self, id: SessionId, channel: &str, end: Unsubscribe) {
         let Some(slot) = self.live_slot(channel) else { return };
-        if !self.hub.unsubscribe(id, slot) {
+        if !self.unsubscribe(id, slot) {
             return; // It waits to be subscribed: the next sweep sees it.
         }
         self.release_emptied();

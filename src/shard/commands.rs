@@ -9,7 +9,7 @@ use super::state::State;
 use super::waiting::{self, Asked, Errand};
 use super::welcome::Welcome;
 use crate::auth::{Action, Denial};
-use crate::broker::{HistoryAsk, Order, Publish};
+use crate::broker::{HistoryAsk, Order, Publish, Wanted};
 use crate::channel;
 use crate::position::{Epoch, Position};
 use crate::protocol::command::{Command, Delta, History, Kind as Ask, Subscribe};
@@ -83,6 +83,19 @@ impl State {
                 }
                 Ok(())
             }
+            (_, Ask::Presence { channel }) => {
+                let wanted = self.wanted_members();
+                if let Err(error) = self.on_presence(id, asked, &channel, wanted) {
+                    line(out, |out| put_error(out, asked, &error));
+                }
+                Ok(())
+            }
+            (_, Ask::PresenceStats { channel }) => {
+                if let Err(error) = self.on_presence(id, asked, &channel, Wanted::Counts) {
+                    line(out, |out| put_error(out, asked, &error));
+                }
+                Ok(())
+            }
             #[cfg(debug_assertions)]
             (_, Ask::Rpc(rpc)) if rpc.method == PANIC_METHOD && self.node.config.dev => {
                 panic!("asked for by a test");
@@ -141,6 +154,7 @@ impl State {
             variant: self.variant(subscribe),
             recover: subscribe.recover.then_some(known),
             or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
+            join_leave: subscribe.join_leave,
         }
     }
 

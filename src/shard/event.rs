@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{HistoryError, HistoryPage, PublishError, SurveyResult};
+use crate::broker::{
+    Change, HistoryError, HistoryPage, Presence, PresenceError, PublishError, SurveyResult,
+};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
 use crate::position::Position;
@@ -61,6 +63,11 @@ pub enum ShardEvent {
         channel: ChannelId,
         publication: Arc<Publication>,
     },
+    /// Somebody came to such a channel, or went.
+    Change {
+        channel: ChannelId,
+        change: Arc<Change>,
+    },
     /// The broker is subscribed to a channel this shard asked for. Comes before the channel's
     /// first publication.
     Acquired {
@@ -82,6 +89,11 @@ pub enum ShardEvent {
     History {
         request: u32,
         result: Result<Arc<HistoryPage>, HistoryError>,
+    },
+    /// The answer to a presence command, shared likewise.
+    Present {
+        request: u32,
+        result: Result<Arc<Presence>, PresenceError>,
     },
     HistoryRemoved {
         request: u32,
@@ -116,6 +128,7 @@ impl Weigh for ShardEvent {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
             Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
+            Self::Present { result: Ok(presence), .. } => 1 + presence.bytes() / 1024,
             _ => 1,
         }
     }

@@ -21,7 +21,8 @@ use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
-    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Presence, PresenceAsk,
+    PresenceError, Publish, PublishError, SurveyResult,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -175,6 +176,9 @@ impl Shard {
                 }
                 return queued_bytes;
             }
+            ShardEvent::Change { channel, change } => {
+                return self.state.borrow_mut().on_change(channel, &change);
+            }
             ShardEvent::Accepted(accepted) => {
                 self.spawn(crate::http::serve(self.clone(), *accepted));
             }
@@ -287,6 +291,7 @@ impl Shard {
         }
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
+            state.go(id);
             state.hub.remove_session(id);
             state.sessions[id.idx as usize] = None;
             state.release_emptied();
@@ -337,6 +342,10 @@ impl Shard {
                 let reason = if violation.close_code() == 1009 { "" } else { violation.reason() };
                 state.close_with(id, violation.close_code(), reason, Queued::Flush);
             }
+            // Who is told that somebody came, or went, finds it so.
+            drop(state);
+            self.flush_door();
+            state = self.state.borrow_mut();
             if !state.hub.is_lagging(id) {
                 state.visit(id.idx);
             }
@@ -364,6 +373,17 @@ impl Shard {
     ) -> oneshot::Receiver<Result<Arc<HistoryPage>, HistoryError>> {
         let (sender, receiver) = oneshot::channel();
         self.state.borrow_mut().read_history(ask, Request::History(sender));
+        self.flush_door();
+        receiver
+    }
+
+    /// Asks who is in a channel; the answer comes through the receiver.
+    pub fn read_presence(
+        &self,
+        ask: PresenceAsk,
+    ) -> oneshot::Receiver<Result<Arc<Presence>, PresenceError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().read_presence(ask, Request::Presence(sender));
         self.flush_door();
         receiver
     }

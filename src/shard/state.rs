@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::pace::Paces;
+use super::presence::Stays;
 use super::recovery::catch_up_room;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
@@ -19,7 +20,8 @@ use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
 use crate::broker::{
-    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Presence, PresenceError, Publish,
+    PublishError, SurveyResult,
 };
 use crate::channel::ChannelId;
 use crate::frame;
@@ -54,6 +56,10 @@ pub(super) enum Request {
         id: SessionId,
         command: u32,
     },
+    SessionPresence {
+        id: SessionId,
+        command: u32,
+    },
     /// A read for those who join a channel.
     Stream {
         id: ChannelId,
@@ -66,6 +72,7 @@ pub(super) enum Request {
     },
     History(oneshot::Sender<Result<Arc<HistoryPage>, HistoryError>>),
     HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
+    Presence(oneshot::Sender<Result<Arc<Presence>, PresenceError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
 }
@@ -77,6 +84,7 @@ pub(super) struct State {
     pub life: u32,
     pub hub: Hub,
     pub sessions: Vec<Option<Session>>,
+    pub stays: Stays,
     pub names: HashMap<Box<str>, Local>,
     /// By slot; a stream only for channels with recovery.
     pub streams: Vec<Option<Box<Stream>>>,
@@ -122,6 +130,7 @@ impl State {
         Self {
             hub: Hub::new(node.config.outbox_bytes_max, totals_of(&node.metrics.shards[idx])),
             sessions: Vec::new(),
+            stays: Stays::default(),
             auth: node.auth(),
             names: HashMap::default(),
             streams: Vec::new(),
@@ -176,7 +185,7 @@ impl State {
     /// Hands a publish to the broker, or answers at once that it can't.
     pub fn publish(&mut self, publish: Publish, request: Request) {
         let shard = self.idx;
-        if self.commands.len() >= WAITING_COMMANDS_MAX {
+        if self.is_overrun() {
             self.on_published(request, Err(PublishError::Unavailable));
             return;
         }
@@ -187,12 +196,17 @@ impl State {
     /// The same for a read of history.
     pub fn read_history(&mut self, ask: HistoryAsk, request: Request) {
         let shard = self.idx;
-        if self.commands.len() >= WAITING_COMMANDS_MAX {
+        if self.is_overrun() {
             self.on_page(request, Err(HistoryError::Unavailable));
             return;
         }
         let request = self.ask(request);
         self.commands.push(BrokerCommand::History { shard, request, ask: Box::new(ask) });
+    }
+
+    /// More commands wait for the broker than may.
+    pub fn is_overrun(&self) -> bool {
+        self.commands.len() >= WAITING_COMMANDS_MAX
     }
 
     /// Remembers a question to the broker. Its number names this life of the shard too, so that
@@ -240,6 +254,11 @@ impl State {
             ShardEvent::History { request, result } => {
                 if let Some(request) = self.answered(request) {
                     self.on_page(request, result);
+                }
+            }
+            ShardEvent::Present { request, result } => {
+                if let Some(request) = self.answered(request) {
+                    self.on_present(request, result);
                 }
             }
             ShardEvent::HistoryRemoved { request, result } => {
@@ -312,6 +331,7 @@ impl State {
         let mut out = Vec::with_capacity(reason.len() + 4);
         frame::put_close(&mut out, code, reason);
         self.hub.close(id, &out, queued);
+        self.go(id);
         self.release_emptied();
         let now_ms = self.now_ms;
         if let Some(session) = self.session(id) {

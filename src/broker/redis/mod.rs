@@ -12,6 +12,8 @@ mod backoff;
 mod inbox;
 mod link;
 mod past;
+mod presence;
+mod reads;
 mod script;
 
 use std::cell::{Cell, RefCell};
@@ -23,8 +25,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::history::{HistoryError, HistoryPage};
+use super::history::{HistoryAsk, HistoryError, HistoryPage};
 use super::interest::Changes;
+use super::presence::{Presence, PresenceError};
 use super::survey::Asked;
 use super::{Publish, PublishError, envelope};
 use crate::node::Node;
@@ -33,7 +36,8 @@ use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, Plain, PubSubLink, publish_error};
-use past::Reads;
+use presence::Attendance;
+use reads::Reads;
 pub use script::PUBLISH_SCRIPT;
 use script::{Call, PublishReply};
 
@@ -65,6 +69,7 @@ pub struct PublishRequest {
 pub enum Finished {
     Publish { asked: Option<Asked>, result: Result<Position, PublishError> },
     History { asked: Asked, result: Result<Arc<HistoryPage>, HistoryError> },
+    Presence { asked: Asked, result: Result<Arc<Presence>, PresenceError> },
     HistoryRemoved { asked: Asked, result: Result<(), HistoryError> },
 }
 
@@ -80,7 +85,8 @@ pub struct Redis {
     bytes_in_flight: Cell<usize>,
     /// As many as there were commands.
     finished: RefCell<Vec<Finished>>,
-    reads: Reads,
+    reads: RefCell<Reads<HistoryAsk>>,
+    attendance: Attendance,
     complained: Cell<Option<Instant>>,
 }
 
@@ -120,12 +126,14 @@ impl Redis {
             n_in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             finished: RefCell::new(Vec::new()),
-            reads: Reads::default(),
+            reads: RefCell::new(Reads::new(past::READS_MAX)),
+            attendance: Attendance::new(),
             complained: Cell::new(None),
             node,
         });
         tokio::task::spawn_local(supervise_pubsub(redis.clone()));
         tokio::task::spawn_local(supervise_command(redis.clone()));
+        tokio::task::spawn_local(presence::attend(redis.clone()));
         redis
     }
 

@@ -17,6 +17,15 @@ pub const PUBLISH_SCRIPT: &str = concat!(
 );
 const HISTORY: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/history.lua"));
 const REMOVE: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/remove.lua"));
+/// A script of presence.
+macro_rules! presence {
+    ($name:literal) => {
+        concat!(
+            include_str!("lua/presence.lua"),
+            include_str!(concat!("lua/presence.", $name, ".lua"))
+        )
+    };
+}
 /// A step of a read ends behind the publication that reaches it: Redis serves others in between.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -25,16 +34,42 @@ pub enum Script {
     Publish,
     History,
     Remove,
+    PresenceBeat,
+    PresenceWrite,
+    PresenceKeep,
+    PresenceReap,
+    PresenceCount,
+    PresenceWho,
+    PresenceScan,
 }
 
 impl Script {
-    pub const ALL: [Script; 3] = [Script::Publish, Script::History, Script::Remove];
+    /// In the order of their numbers.
+    pub const ALL: [Script; 10] = [
+        Script::Publish,
+        Script::History,
+        Script::Remove,
+        Script::PresenceBeat,
+        Script::PresenceWrite,
+        Script::PresenceKeep,
+        Script::PresenceReap,
+        Script::PresenceCount,
+        Script::PresenceWho,
+        Script::PresenceScan,
+    ];
 
     pub fn text(self) -> &'static str {
         match self {
             Script::Publish => PUBLISH_SCRIPT,
             Script::History => HISTORY,
             Script::Remove => REMOVE,
+            Script::PresenceBeat => presence!("beat"),
+            Script::PresenceWrite => presence!("write"),
+            Script::PresenceKeep => presence!("keep"),
+            Script::PresenceReap => presence!("reap"),
+            Script::PresenceCount => presence!("count"),
+            Script::PresenceWho => presence!("who"),
+            Script::PresenceScan => presence!("scan"),
         }
     }
 }
@@ -136,24 +171,28 @@ fn key(prefix: &[u8], kind: &str, channel: &str, with_brace: &str) -> Vec<u8> {
 }
 
 /// What a script of ours answered, item by item; anything else is a broken script.
-struct Items(std::vec::IntoIter<Value>);
+pub struct Items(std::vec::IntoIter<Value>);
 
 impl Items {
-    fn of(value: Value) -> Option<Self> {
+    pub fn of(value: Value) -> Option<Self> {
         match value {
             Value::Array(items) => Some(Self(items.into_iter())),
             _ => None,
         }
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub fn number(&mut self) -> Option<u64> {
         match self.0.next()? {
             Value::Int(number) => u64::try_from(number).ok(),
             _ => None,
         }
     }
 
-    fn bytes(&mut self) -> Option<Vec<u8>> {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn bytes(&mut self) -> Option<Vec<u8>> {
         match self.0.next()? {
             Value::BulkString(bytes) => Some(bytes),
             _ => None,
@@ -203,7 +242,7 @@ impl StepReply {
         let top = items.position()?;
         let (was_reset, has_more) = (items.number()? != 0, items.number()? != 0);
         let (mut publications, mut n_foreign) = (Vec::new(), 0);
-        while items.0.len() > 0 {
+        while items.len() > 0 {
             match envelope::decode(items.bytes()?) {
                 Ok(opened) if opened.position.epoch == top.epoch && opened.position.offset > 0 => {
                     let offset = opened.position.offset;

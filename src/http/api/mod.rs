@@ -5,6 +5,7 @@
 mod history;
 mod key;
 mod members;
+mod presence;
 mod publish;
 mod survey;
 
@@ -37,6 +38,8 @@ const METHODS: &[Method] = &[
     Method { name: "broadcast", handler: publish::broadcast },
     Method { name: "history", handler: history::history },
     Method { name: "history_remove", handler: history::history_remove },
+    Method { name: "presence", handler: presence::presence },
+    Method { name: "presence_stats", handler: presence::presence_stats },
     Method { name: "info", handler: survey::info },
     Method { name: "channels", handler: survey::channels },
 ];
