@@ -17,6 +17,7 @@
 )]
 
 pub mod cf;
+pub mod crowd;
 pub mod follower;
 pub mod http;
 pub mod hub;

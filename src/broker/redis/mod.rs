@@ -409,6 +409,7 @@ async fn supervise_command(redis: Rc<Redis>) {
                 }
                 up.set(0);
                 redis.command.replace(None);
+                redis.on_command_link();
                 tracing::warn!("Redis command link is down");
                 backoff.on_lost(since.elapsed());
             }

@@ -48,6 +48,8 @@ const WRITE_PAUSE: Duration = Duration::from_millis(2);
 const KEEP_MS: u64 = 1_200_000;
 const KEEP_STEP: Duration = Duration::from_secs(1);
 const KEEP_STEPS: usize = (KEEP_MS / 1_000) as usize;
+/// Between two looks whether what is waited for is there.
+const POLL: Duration = Duration::from_millis(20);
 /// Until a life that failed is followed by the next.
 const RETRY: Duration = Duration::from_millis(200);
 /// Lives whose entries may still have to be moved: a link that failed as often within seconds leaves what
@@ -126,12 +128,15 @@ pub async fn attend(redis: Rc<Redis>) {
         redis.until_needed().await;
         let command = redis.command.borrow().clone();
         // A Redis that runs no scripts has no presence.
-        if let Some(command) = command.filter(|command| command.link.deadline_ms().is_some()) {
-            n_lives += 1;
-            redis.live(format!("{}:{n_lives}", redis.node.run_id), command).await;
-            redis.attendance.life.replace(None);
+        match command.filter(|command| command.link.deadline_ms().is_some()) {
+            Some(command) => {
+                n_lives += 1;
+                redis.live(format!("{}:{n_lives}", redis.node.run_id), command).await;
+                redis.attendance.life.replace(None);
+                sleep(RETRY).await;
+            }
+            None => sleep(POLL).await,
         }
-        sleep(RETRY).await;
     }
 }
 
@@ -149,6 +154,11 @@ impl Dues {
 }
 
 impl Redis {
+    /// The command link was replaced, or is gone.
+    pub fn on_command_link(&self) {
+        self.attendance.news.notify_one();
+    }
+
     fn has_members(&self) -> bool {
         self.n_entries() > 0
             || (!self.node.is_draining() && self.node.auth().namespaces().have_members())
@@ -219,18 +229,22 @@ impl Redis {
             dues.beat = now + BEAT;
             lives_on = self.beat(life, if is_moved { Step::Done } else { Step::Go }).await;
         }
-        if now >= dues.look {
-            let pause = match self.reap(life).await {
-                Some(true) => REAP_PAUSE,
-                _ => LOOK,
-            };
-            dues.look = now + pause;
+        if lives_on && now >= dues.look {
+            let has_more = self.reap(life).await;
+            lives_on = has_more.is_some();
+            dues.look = now + if has_more == Some(true) { REAP_PAUSE } else { LOOK };
         }
-        if now >= dues.keep {
+        if lives_on && now >= dues.keep {
             dues.keep = now + KEEP_STEP;
-            self.keep(life).await;
+            lives_on = self.keep(life).await;
         }
-        lives_on
+        lives_on && self.is_current(&life.command)
+    }
+
+    /// Whether it is still the link in use.
+    fn is_current(&self, command: &Command) -> bool {
+        let current = self.command.borrow();
+        current.as_ref().is_some_and(|current| Rc::ptr_eq(&current.broken, &command.broken))
     }
 
     /// False: it failed, or the life was taken for dead.
@@ -263,17 +277,19 @@ impl Redis {
         Some(reply.has_more)
     }
 
-    async fn keep(&self, life: &Life) {
+    /// False: it failed.
+    async fn keep(&self, life: &Life) -> bool {
         let (mut command, now_ms) = (life.command.clone(), self.node.now_ms());
         let channels = {
             let mut ledger = self.attendance.ledger.borrow_mut();
             let n_looked_at = ledger.n_entries().div_ceil(KEEP_STEPS);
             ledger.take_kept(now_ms, KEEP_MS, n_looked_at)
         };
-        if !channels.is_empty() {
-            let call = Calls(&self.prefix).keep(&life.name, channels);
-            self.ask(&mut command, &call).await;
+        if channels.is_empty() {
+            return true;
         }
+        let call = Calls(&self.prefix).keep(&life.name, channels);
+        self.ask(&mut command, &call).await.is_some()
     }
 
     /// `None`: it failed.
@@ -342,24 +358,28 @@ impl Redis {
         }
     }
 
-    /// Writes what this node has yet to write of a channel. An error: Redis lacks more of it.
+    /// The life that began on a link, once Redis has, or is about to be sent, all that it had before.
+    fn whole_life(&self, command: &Command) -> Option<Rc<Life>> {
+        let life = self.attendance.life.borrow().clone()?;
+        let is_its = Rc::ptr_eq(&life.command.broken, &command.broken);
+        (is_its && self.attendance.ledger.borrow().is_whole()).then_some(life)
+    }
+
+    /// Writes what this node has yet to write of a channel; where it has more to write, once that is done.
     async fn write_own(
         self: &Rc<Self>,
         command: &Command,
         channel: &str,
     ) -> Result<(), PresenceError> {
-        let batch = {
-            let mut ledger = self.attendance.ledger.borrow_mut();
-            let life = self.attendance.life.borrow().clone();
-            let life = life.filter(|life| Rc::ptr_eq(&life.command.broken, &command.broken));
-            let life = life.filter(|_| ledger.is_whole());
-            match (life, ledger.n_entries()) {
-                (Some(life), _) => ledger.take_of(channel).map(|batch| (life, batch)),
-                (None, 0) => None,
-                (None, _) => return Err(PresenceError::Unavailable),
+        let life = loop {
+            match self.whole_life(command) {
+                Some(life) => break life,
+                None if self.n_entries() == 0 => return Ok(()),
+                None => sleep(POLL).await,
             }
         };
-        let Some((life, batch)) = batch else { return Ok(()) };
+        let batch = self.attendance.ledger.borrow_mut().take_of(channel);
+        let Some(batch) = batch else { return Ok(()) };
         let redis = self.clone();
         // Not to be given up halfway: what became of it has to be settled.
         let written = tokio::task::spawn_local(async move { redis.write(&life, batch).await });
