@@ -332,15 +332,13 @@ impl Core {
             Push::Message { channel, payload } => {
                 let Some(channel) = redis.channel_of(&channel) else { return };
                 match envelope::open(payload) {
-                    Ok(Letter::Change { what, info }) => self.hand_out(channel, what, info),
-                    Ok(Letter::Publication(opened))
-                        if opened.body.bytes() > self.node.config.publication_bytes_max =>
-                    {
+                    Ok(letter) if letter.bytes() > self.node.config.publication_bytes_max => {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
                     }
                     Ok(Letter::Publication(opened)) => {
                         self.fan_out(channel, opened.body, opened.position)
                     }
+                    Ok(Letter::Change { what, info }) => self.hand_out(channel, what, info),
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
                     }

@@ -35,6 +35,16 @@ pub enum Letter {
     Change { what: JoinOrLeave, info: Box<[u8]> },
 }
 
+impl Letter {
+    /// Size for the publication bound, bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Publication(opened) => opened.body.bytes(),
+            Self::Change { info, .. } => info.len(),
+        }
+    }
+}
+
 /// A publication.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {

@@ -112,6 +112,10 @@ impl Change {
         Self { channel, what, info, frame: OnceLock::new() }
     }
 
+    pub fn info_bytes(&self) -> usize {
+        self.info.len()
+    }
+
     /// The finished push, encoded by the first shard where somebody is to be told.
     pub fn frame(&self) -> &Bytes {
         self.frame.get_or_init(|| {

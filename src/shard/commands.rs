@@ -72,29 +72,17 @@ impl State {
                     Some(data) => self.on_publish(id, asked, &publish.channel, data),
                     None => Err(ReplyError::BAD_REQUEST),
                 };
-                if let Err(error) = outcome {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, outcome)
             }
             (_, Ask::History(history)) => {
-                if let Err(error) = self.on_history(id, asked, &history) {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, self.on_history(id, asked, &history))
             }
             (_, Ask::Presence { channel }) => {
                 let wanted = self.wanted_members();
-                if let Err(error) = self.on_presence(id, asked, &channel, wanted) {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, self.on_presence(id, asked, &channel, wanted))
             }
             (_, Ask::PresenceStats { channel }) => {
-                if let Err(error) = self.on_presence(id, asked, &channel, Wanted::Counts) {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, self.on_presence(id, asked, &channel, Wanted::Counts))
             }
             #[cfg(debug_assertions)]
             (_, Ask::Rpc(rpc)) if rpc.method == PANIC_METHOD && self.node.config.dev => {
@@ -235,6 +223,18 @@ impl State {
         };
         self.in_turn(id, asked, Errand::History(ask))
     }
+}
+
+/// Answers a command that can't be carried out; the others are answered once they are.
+fn refuse_if(
+    out: &mut Vec<u8>,
+    asked: u32,
+    outcome: Result<(), ReplyError>,
+) -> Result<(), Disconnect> {
+    if let Err(error) = outcome {
+        line(out, |out| put_error(out, asked, &error));
+    }
+    Ok(())
 }
 
 /// Appends one reply to a frame of replies.

@@ -127,6 +127,7 @@ impl Weigh for ShardEvent {
     fn weight(&self) -> usize {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
+            Self::Change { change, .. } => 1 + change.info_bytes() / 1024,
             Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
             Self::Present { result: Ok(presence), .. } => 1 + presence.bytes() / 1024,
             _ => 1,
