@@ -155,7 +155,7 @@ fn joins_and_leaves_go_to_those_who_asked() {
         let mut watches = watcher(&place.a, "1", "on:a");
         let own = watches.client.clone();
         watches.is_told("join", &own);
-        let mut silent = member(&place.a, "2", "on:a");
+        let silent = member(&place.a, "2", "on:a");
         watches.is_told("join", &silent.client);
         let mut comes = watcher(place.b(), "3", "on:a");
         let (what, info) = watches.told(SOON).expect("told");

@@ -17,6 +17,7 @@ use super::chains::{self, Chains};
 use super::door::ShardDoor;
 use super::envelope::Letter;
 use super::feed::Feed;
+use super::gap_log::GapLog;
 use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
@@ -38,7 +39,6 @@ const TICK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(1);
 /// How often shards are asked to show that they run, milliseconds.
 const PING_INTERVAL_MS: u64 = 500;
-const GAP_LOG_INTERVAL_MS: u64 = 1_000;
 /// Channels of one SUBSCRIBE: Redis serves others in between.
 const CHANGES_PER_COMMAND_MAX: usize = 512;
 /// Command batches handled before the doors are flushed and pushes get their turn.
@@ -55,7 +55,8 @@ pub async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let retry_at = core.flush_doors().then_some(Instant::now() + RETRY);
+        let is_full = core.flush_doors();
+        let retry_at = (is_full || core.changes_wait()).then_some(Instant::now() + RETRY);
         tokio::select! {
             () = std::future::poll_fn(|cx| commands.poll_wait(cx)) => {}
             () = core.redis_wakes() => {}
@@ -88,8 +89,7 @@ struct Core {
     surveys: Surveys,
     feed: Option<Feed>,
     next_ping_ms: u64,
-    n_gaps_logged: u64,
-    gaps_logged_ms: u64,
+    gap_log: GapLog,
 }
 
 impl Core {
@@ -118,8 +118,7 @@ impl Core {
             surveys: Surveys::default(),
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
-            n_gaps_logged: 0,
-            gaps_logged_ms: 0,
+            gap_log: GapLog::default(),
             node,
         }
     }
@@ -270,16 +269,20 @@ impl Core {
         }
     }
 
-    fn may_send_changes(&self) -> bool {
-        self.redis
-            .as_ref()
-            .is_none_or(|redis| self.link == LinkState::Up && redis.may_change_subscriptions())
+    /// There are changes, and they may be sent.
+    fn changes_wait(&self) -> bool {
+        let may_send =
+            |redis: &Rc<Redis>| self.link == LinkState::Up && redis.may_change_subscriptions();
+        self.interest.has_changes() && self.redis.as_ref().is_none_or(may_send)
     }
 
     /// Carries out what should change. The memory broker is its own confirmation.
     fn send_changes(&mut self) {
-        while self.may_send_changes() && self.interest.has_changes() {
+        while self.changes_wait() {
             let changes = self.interest.take_changes(CHANGES_PER_COMMAND_MAX, self.node.now_ms());
+            if changes.is_empty() && self.interest.has_changes() {
+                break; // As many as a millisecond may have.
+            }
             changes.unsubscribe.iter().for_each(|name| self.newest.forget(name));
             match &self.redis {
                 Some(redis) => redis.change_subscriptions(&changes),
@@ -401,7 +404,7 @@ impl Core {
     fn on_tick(&mut self) {
         let now_ms = self.node.now_ms();
         self.node.metrics.broker.alive_ms.set(now_ms);
-        self.log_gaps(now_ms);
+        self.gap_log.on_tick(self.node.metrics.broker.n_gaps(), now_ms);
         for (shard, door) in self.node.metrics.shards.iter().zip(&self.doors) {
             shard.mailbox_depth.set(door.depth() as u64);
         }
@@ -445,18 +448,6 @@ impl Core {
         }
         self.send_publishes();
         self.send_changes();
-    }
-
-    /// One line for all gaps of a second: whoever lost something finds it in the log, and a hub in
-    /// trouble doesn't drown in it.
-    fn log_gaps(&mut self, now_ms: u64) {
-        let n_gaps = self.node.metrics.broker.n_gaps();
-        if n_gaps > self.n_gaps_logged && now_ms >= self.gaps_logged_ms + GAP_LOG_INTERVAL_MS {
-            let n_new = n_gaps - self.n_gaps_logged;
-            tracing::warn!(gaps = n_new, "publications were lost inside or before the node");
-            self.n_gaps_logged = n_gaps;
-            self.gaps_logged_ms = now_ms;
-        }
     }
 
     fn start_survey(&mut self, asked: Asked, now_ms: u64) {

@@ -21,6 +21,11 @@ use smallvec::SmallVec;
 
 use crate::channel::{Channel, ChannelId};
 
+/// Channels handed out for commands in one millisecond. Clients that ask for ever new names come in
+/// bursts; handed on as one, a burst keeps a core for milliseconds, Redis's answers included, and
+/// publications wait.
+const CHANGES_PER_MS_MAX: usize = 32;
+
 /// A set of shards; `HUB_SHARDS` is at most 128.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct ShardSet(u128);
@@ -134,6 +139,12 @@ pub struct Changes {
     pub unsubscribe: Vec<Box<str>>,
 }
 
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.subscribe.is_empty() && self.unsubscribe.is_empty()
+    }
+}
+
 /// See the module.
 pub struct Interest {
     names: HashMap<ByName, u32>,
@@ -146,6 +157,9 @@ pub struct Interest {
     n_live: usize,
     /// Channels that shards have subscribers of and the current link hasn't confirmed yet.
     n_lost: usize,
+    /// What was handed out in this millisecond.
+    taken_ms: u64,
+    n_taken: usize,
     unsubscribe_delay_ms: u64,
     acquire_timeout_ms: u64,
 }
@@ -162,6 +176,8 @@ impl Interest {
             deadlines: VecDeque::new(),
             n_live: 0,
             n_lost: 0,
+            taken_ms: 0,
+            n_taken: 0,
             unsubscribe_delay_ms,
             acquire_timeout_ms,
         }
@@ -308,10 +324,18 @@ impl Interest {
         std::mem::take(&mut self.n_live)
     }
 
-    /// The oldest queued changes, at most `n_max` channels. Unwanted channels that aren't
+    /// The oldest queued changes, at most `n_max` channels, and fewer if there were many in this
+    /// millisecond; what a lost link had is as urgent as can be. Unwanted channels that aren't
     /// subscribed are forgotten here.
     pub fn take_changes(&mut self, n_max: usize, now_ms: u64) -> Changes {
         let mut changes = Changes::default();
+        if self.taken_ms != now_ms {
+            (self.taken_ms, self.n_taken) = (now_ms, 0);
+        }
+        let n_max = match self.is_restored() {
+            true => n_max.min(CHANGES_PER_MS_MAX.saturating_sub(self.n_taken)),
+            false => n_max,
+        };
         while changes.subscribe.len() + changes.unsubscribe.len() < n_max {
             let Some(slot) = self.changed.pop_front() else { break };
             let Some(entry) = self.entries[slot as usize].as_mut() else { continue };
@@ -331,6 +355,7 @@ impl Interest {
                 _ => {}
             }
         }
+        self.n_taken += changes.subscribe.len() + changes.unsubscribe.len();
         changes
     }
 

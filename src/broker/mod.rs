@@ -15,6 +15,7 @@ mod core;
 mod door;
 mod envelope;
 mod feed;
+mod gap_log;
 mod history;
 mod interest;
 mod memory;

@@ -2,10 +2,12 @@
 //! length of one event and never over an await, and the way out to the broker.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
@@ -33,9 +35,11 @@ use crate::position::Position;
 use crate::protocol::command::Subscribe;
 use crate::publication::Format;
 
-/// What clients send is handled for so long between two turns of the loop: however much comes, from
-/// however many, the walk gets its share.
+/// Connections (handshakes, what clients send, ends) have so long between two turns of the loop: however
+/// much comes, from however many, the walk gets its share.
 const INPUT_TIME_MAX: Duration = Duration::from_micros(100);
+/// Connections woken for a turn: few handshakes, or many short commands, fill one.
+const WOKEN_MAX: usize = 32;
 
 /// `max_rate` holds nothing back for longer.
 const HELD_MAX: Duration = Duration::from_secs(1);
@@ -47,8 +51,11 @@ pub struct Shard {
     door: Door,
     state: RefCell<State>,
     loop_waker: RefCell<Option<Waker>>,
-    /// Spent on input since the loop's last turn.
+    /// Spent on connections since the loop's last turn.
     input_time: Cell<Duration>,
+    /// Connections whose turn comes after the loop's. Each is there once, or twice if something else
+    /// woke it too.
+    put_off: RefCell<VecDeque<Waker>>,
     /// Something is held back by `max_rate`.
     pub(super) is_held: Notify,
     stopped: Cell<bool>,
@@ -68,6 +75,7 @@ impl Shard {
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
             input_time: Cell::new(Duration::ZERO),
+            put_off: RefCell::new(VecDeque::new()),
             is_held: Notify::new(),
             stopped: Cell::new(false),
             broken: Cell::new(false),
@@ -136,23 +144,35 @@ impl Shard {
         }
     }
 
-    /// Whether a session's input may be read now. If not it is the loop's turn, and then it may.
-    pub(super) fn may_read(&self) -> bool {
-        let may = !self.is_flooded();
-        if !may {
+    /// Polls a connection's task, or puts it off until the loop had its turn.
+    pub(super) fn poll_in_turn(
+        &self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<()>,
+    ) -> Poll<()> {
+        if self.is_flooded() {
+            self.put_off.borrow_mut().push_back(cx.waker().clone());
             self.wake_loop_anyway();
+            return Poll::Pending;
         }
-        may
+        let (began, before) = (Instant::now(), self.input_time.get());
+        let polled = poll(cx);
+        self.input_time.set(before + began.elapsed());
+        polled
     }
 
-    /// Whether more was sent since the loop's last turn than may be handled between two.
+    /// Whether connections had as much time since the loop's last turn as they may have.
     pub(super) fn is_flooded(&self) -> bool {
         self.input_time.get() >= INPUT_TIME_MAX
     }
 
-    /// The loop had its turn.
-    pub(super) fn allow_input(&self) {
+    /// The loop had its turn: those put off longest come next. True: more wait for the turn after.
+    pub(super) fn allow_input(&self) -> bool {
         self.input_time.set(Duration::ZERO);
+        let mut put_off = self.put_off.borrow_mut();
+        let n = put_off.len().min(WOKEN_MAX);
+        put_off.drain(..n).for_each(Waker::wake);
+        !put_off.is_empty()
     }
 
     /// Sends what is for the broker. Ends every event and every read, so it also reports.
@@ -180,7 +200,9 @@ impl Shard {
                 return self.state.borrow_mut().on_change(channel, &change);
             }
             ShardEvent::Accepted(accepted) => {
-                self.spawn(crate::http::serve(self.clone(), *accepted));
+                let shard = self.clone();
+                let mut serve = Box::pin(crate::http::serve(self.clone(), *accepted));
+                self.spawn(poll_fn(move |cx| shard.poll_in_turn(cx, |cx| serve.as_mut().poll(cx))));
             }
             ShardEvent::Drain { spread_ms } => {
                 let mut state = self.state.borrow_mut();

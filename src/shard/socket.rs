@@ -107,12 +107,15 @@ impl Future for Task {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.shard.set_waker(self.id, cx);
-        if self.shard.is_dead(self.id) || self.poll_read(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        self.poll_write(cx);
-        if self.shard.is_dead(self.id) { Poll::Ready(()) } else { Poll::Pending }
+        let shard = self.shard.clone();
+        shard.poll_in_turn(cx, |cx| {
+            shard.set_waker(self.id, cx);
+            if shard.is_dead(self.id) || self.poll_read(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            self.poll_write(cx);
+            if shard.is_dead(self.id) { Poll::Ready(()) } else { Poll::Pending }
+        })
     }
 }
 
@@ -133,7 +136,7 @@ impl Task {
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
                 Poll::Ready(Ok(())) => {}
             }
-            if !self.shard.may_read() {
+            if self.shard.is_flooded() {
                 break;
             }
             let read = READ_BUFFER.with_borrow_mut(|buffer| {

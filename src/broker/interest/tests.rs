@@ -144,3 +144,25 @@ fn a_refused_channel_holds_up_nobody_and_is_asked_for_again() {
     interest.take_changes(9, 4);
     assert!(interest.names.is_empty() && interest.is_restored());
 }
+
+#[test]
+fn a_burst_of_new_names_is_spread_and_what_was_lost_is_not() {
+    let mut interest = Interest::new(0, 3_000);
+    let n = 3 * CHANGES_PER_MS_MAX;
+    for at in 0..n {
+        interest.acquire(&format!("c{at}"), 0, 0);
+    }
+    let mut taken = Vec::new();
+    for now_ms in 1..=3 {
+        let changes = interest.take_changes(n, now_ms).subscribe;
+        assert_eq!(changes.len(), CHANGES_PER_MS_MAX);
+        assert!(interest.take_changes(n, now_ms).is_empty(), "in the same millisecond");
+        taken.extend(changes);
+    }
+    assert!(!interest.has_changes());
+    for name in &taken {
+        interest.on_subscribed(name.as_bytes()).unwrap();
+    }
+    interest.on_link_down();
+    assert_eq!(interest.take_changes(n, 4).subscribe.len(), n);
+}
