@@ -37,7 +37,7 @@ use ipnet::IpNet;
 use knobs::KNOBS;
 pub use machine::Machine;
 pub use namespaces::{
-    Access, Gap, Keep, LoadError, Mistake, Namespace, Namespaces, Recovery, SlowConsumer,
+    Access, Gap, JoinLeave, Keep, LoadError, Mistake, Namespace, Namespaces, Recovery, SlowConsumer,
 };
 pub use secret::{RedisUrl, Secret};
 use sources::Given;

@@ -5,6 +5,7 @@
 //! lines. **Invariant:** no label is ever chosen by a client.
 
 mod page;
+mod presence;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use crossbeam::utils::CachePadded;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admission::Refused;
+pub use presence::PresenceMetrics;
 
 /// A counter with one writing thread.
 #[derive(Default, Debug)]
@@ -72,9 +74,13 @@ pub enum Drop {
     /// A message of another node while too many waited; or a command of the server API, once per shard
     /// that had no room for it.
     ControlFull,
+    /// A join or leave for a shard whose mailbox was full.
+    JoinLeave,
+    /// A join or leave of a channel with more clients on this node than are told of any.
+    TooManyToTell,
 }
 
-const DROPS: [(Drop, &str); 8] = [
+const DROPS: [(Drop, &str); 10] = [
     (Drop::SlowConsumer, "slow_consumer"),
     (Drop::NotUtf8, "not_utf8"),
     (Drop::MailboxFull, "mailbox_full"),
@@ -83,6 +89,8 @@ const DROPS: [(Drop, &str); 8] = [
     (Drop::TooLarge, "too_large"),
     (Drop::BadControl, "bad_control"),
     (Drop::ControlFull, "control_full"),
+    (Drop::JoinLeave, "join_leave"),
+    (Drop::TooManyToTell, "too_many_to_tell"),
 ];
 
 /// Why the channels of this node may have missed something.
@@ -268,6 +276,8 @@ pub static LOG_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 pub struct Metrics {
     pub shards: Box<[CachePadded<ShardMetrics>]>,
     pub broker: CachePadded<BrokerMetrics>,
+    /// Written by the broker's thread too.
+    pub presence: PresenceMetrics,
     pub listener: CachePadded<ListenerMetrics>,
 }
 
@@ -276,6 +286,7 @@ impl Metrics {
         Self {
             shards: (0..n_shards).map(|_| CachePadded::default()).collect(),
             broker: CachePadded::default(),
+            presence: PresenceMetrics::default(),
             listener: CachePadded::default(),
         }
     }

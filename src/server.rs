@@ -31,6 +31,8 @@ const BACKLOG: u32 = 65_535;
 const GRACE: Duration = Duration::from_secs(3);
 /// Then the broker takes back what Redis has of this node.
 const GOODBYE: Duration = Duration::from_millis(1_500);
+/// What removing this node's entries from Redis may take, once all have left.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Runs a node until a signal ends it.
 pub fn run(config: Config) -> ExitCode {
@@ -209,6 +211,15 @@ async fn drain(node: &Arc<Node>, shards: &[Sender<ShardEvent>]) {
         let metrics = &node.metrics;
         while metrics.sum(|shard| &shard.connections) + metrics.sum(|shard| &shard.http_calls) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let all_removed = async {
+            while metrics.presence.entries.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(FAREWELL, all_removed).await.is_err() {
+            let n = metrics.presence.entries.get();
+            tracing::warn!(entries = n, "not removed from presence: they expire");
         }
     };
     tokio::select! {

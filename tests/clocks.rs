@@ -1,8 +1,9 @@
 //! Promise: what the clocks of the nodes say, and how they jump, changes neither the order of a history
-//! nor how long it is kept, nor which nodes and connections are taken to live.
+//! nor how long it is kept, nor which nodes and connections are taken to live, nor who is here.
 
 mod common;
 
+use common::crowd::{self, counts, member, watcher};
 use common::past::{history, namespaces, offsets, publish, result};
 use common::registry::{connect, connections, left_ms, nodes};
 use common::{Cf, Hub, Redis, SOON, eventually, ms, scaled, secs, sys};
@@ -84,7 +85,10 @@ fn the_calendars_of_the_nodes_differ_and_jump() {
         (hub.start().wait_ready(), clock)
     };
     let ((a, clock_a), (b, clock_b)) = (node("a", 300), node("b", -300));
-    let shifted = |hub: &Hub| hub.log().first().cloned().unwrap_or_default();
+    let shifted = |hub: &Hub| {
+        assert!(eventually(SOON, || !hub.log().is_empty()), "it logs");
+        hub.log()[0].clone()
+    };
     assert_ne!(shifted(&a)[..16], shifted(&b)[..16], "the calendars do differ");
     let mut live = [&a, &b].map(|hub| Cf::subscribed(hub, &["big:a"]));
     let n = scaled(100, 450) as u64;
@@ -187,4 +191,40 @@ fn a_node_lives_whatever_its_calendar_says() {
         let left = left_ms(&redis, kind);
         assert!(left.values().all(|left| (1..=life_ms).contains(left)), "{left:?}");
     }
+}
+
+/// Scenario 45: a node lives by Redis's clock.
+#[test]
+fn whom_clocks_would_bury_is_here_and_whom_they_would_keep_is_gone() {
+    let (redis, file) = (Redis::start(), crowd::namespaces());
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let shim = build_shim(dir.path());
+    let node = |name: &str, off_by: i64| {
+        let clock = Clock(dir.path().join(name));
+        clock.set(off_by);
+        let hub = crowd::builder(&file).redis(&redis).env("LD_PRELOAD", shim.display());
+        (hub.env("TEST_CLOCK_OFF_BY", clock.0.display()).start().wait_ready(), clock)
+    };
+    let ((a, clock_a), (b, clock_b)) = (node("a", 600), node("b", -600));
+    let _members = [member(&a, "1", "all:a"), member(&a, "2", "all:a")];
+    let mut watches = watcher(&b, "w", "all:a");
+    let own = watches.client.clone();
+    assert!(eventually(SOON, || counts(&b, "all:a") == (3, 3)));
+    while watches.told(SOON).expect("told").1["client"] != own {}
+    clock_a.set(4_200);
+    clock_b.set(-4_200);
+    // Past a beat, or in full past the time for which one is believed.
+    let told = watches.told(secs(scaled(12, 40) as u64));
+    assert!(told.is_none(), "{told:?}");
+    for hub in [&a, &b] {
+        assert_eq!(counts(hub, "all:a"), (3, 3));
+    }
+    a.signal(libc::SIGKILL);
+    let died = Instant::now();
+    assert!(eventually(secs(45), || counts(&b, "all:a") == (1, 1)));
+    println!("gone after {:?}", died.elapsed());
+    for _ in 0..2 {
+        assert_eq!(watches.told(SOON).expect("told").0, "leave");
+    }
+    assert!(watches.told(ms(300)).is_none(), "once each");
 }

@@ -6,6 +6,7 @@
 
 mod fleet;
 mod past;
+mod presence;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::chains::{self, Chains};
 use super::door::ShardDoor;
+use super::envelope::Letter;
 use super::feed::Feed;
 use super::gap_log::GapLog;
 use super::interest::{Confirmed, Interest};
@@ -184,6 +186,11 @@ impl Core {
             BrokerCommand::Control { shard, request, control } => {
                 self.control(Asked { shard, request }, control);
             }
+            BrokerCommand::Enter { shard, channel, member } => self.enter(shard, &channel, member),
+            BrokerCommand::Leave { channel, client } => self.leave(&channel, client),
+            BrokerCommand::Presence { shard, request, ask } => {
+                self.read_presence(Asked { shard, request }, *ask);
+            }
             BrokerCommand::Survey { shard, request, topic } => {
                 self.start_survey(Asked { shard, request }, topic, now_ms);
             }
@@ -201,6 +208,7 @@ impl Core {
                 self.registrar.forget_shard(shard);
                 self.interest.forget_shard(shard, now_ms);
                 self.chains.retain(|id| self.interest.has_shards(id));
+                self.forget_members(shard);
                 self.doors[shard].push(ShardEvent::Link(self.told));
             }
             BrokerCommand::Stop => {}
@@ -321,6 +329,9 @@ impl Core {
                 Answered::History { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::History { request, result });
                 }
+                Answered::Presence { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::Present { request, result });
+                }
                 Answered::HistoryRemoved { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::HistoryRemoved { request, result });
                 }
@@ -346,11 +357,14 @@ impl Core {
                 if payload == envelope::REMOVED {
                     return self.on_removed(channel);
                 }
-                match envelope::decode(payload) {
-                    Ok(opened) if opened.body.bytes() > self.node.config.publication_bytes_max => {
+                match envelope::open(payload) {
+                    Ok(letter) if letter.bytes() > self.node.config.publication_bytes_max => {
                         self.node.metrics.broker.on_drop(Drop::TooLarge, 1)
                     }
-                    Ok(opened) => self.fan_out(channel, opened.body, opened.position),
+                    Ok(Letter::Publication(opened)) => {
+                        self.fan_out(channel, opened.body, opened.position)
+                    }
+                    Ok(Letter::Change { what, info }) => self.hand_out_change(channel, what, info),
                     Err(envelope::BadEnvelope) => {
                         self.node.metrics.broker.on_drop(Drop::BadEnvelope, 1)
                     }
@@ -430,6 +444,7 @@ impl Core {
             self.doors[shard].push(ShardEvent::AcquireFailed { name: channel.name.clone() });
         }
         self.memory.on_tick(now_ms);
+        self.report_presence();
         let broker = &self.node.metrics.broker;
         broker.chain_bytes.set(self.chains.bytes() as u64);
         broker.chains_refused.set(self.chains.n_refused());

@@ -1,6 +1,7 @@
 //! The broker's side of one shard's mailbox: batches what a turn has for it.
 //!
-//! **Invariant:** only publications and control commands are ever dropped here; everything else waits until the
+//! **Invariant:** only publications, joins, leaves and control commands are ever dropped here; everything
+//! else waits until the
 //! mailbox has room. What waits is bounded: replies by the commands that shards sent, sockets
 //! don't pass here, and publications by `mailbox_max`.
 //! **Invariant:** a channel of which a publication was dropped is announced as gapped before its
@@ -75,6 +76,17 @@ impl ShardDoor {
         let has_room = self.depth() < self.mailbox_max;
         if has_room {
             self.push(control);
+        }
+        has_room
+    }
+
+    /// Adds a join or a leave, or refuses it because the mailbox is at its bound.
+    #[must_use]
+    pub fn try_push_change(&mut self, change: ShardEvent) -> bool {
+        let has_room = self.depth() < self.mailbox_max;
+        if has_room {
+            self.waiting_weight += change.weight();
+            self.waiting.push(change);
         }
         has_room
     }

@@ -7,10 +7,13 @@
 //! the publisher's own version number in decimal. A part is a length (u32) and so many bytes; an
 //! empty one is absent. Numbers are big endian. The rest is the payload. A publication without
 //! history, info and tags travels as its plain payload, so that any Redis client can read it.
-//! Version 2 is written by the publish script alone, since only Redis knows the offset.
-//! *Version 3*, and nothing more: the channel's history was removed. Earlier nodes count it as bad.
+//! *Version 3*, and nothing more: the channel's history was removed. *Version 4*, of a join or leave: `j` or
+//! `l`; the rest is the ClientInfo, JSON. Version 2 is written by the publish script alone, since only Redis
+//! knows the offset, and version 4 by the scripts of presence, since only Redis knows whether somebody came
+//! or went. A node that doesn't know a version drops and counts it.
 
 use crate::position::{Epoch, Position};
+use crate::protocol::JoinOrLeave;
 use crate::publication::Body;
 
 const MAGIC: &[u8; 4] = b"\xffhub";
@@ -18,6 +21,7 @@ const PLAIN: u8 = 1;
 const POSITIONED: u8 = 2;
 /// In the place of a publication: the channel's history was removed.
 pub const REMOVED: &[u8] = b"\xffhub\x03";
+const CHANGE: u8 = 4;
 /// What a script, and a browser, can count to. No stream gets there.
 const OFFSET_MAX: u64 = 1 << 53;
 
@@ -26,7 +30,24 @@ const OFFSET_MAX: u64 = 1 << 53;
 #[error("bad envelope")]
 pub struct BadEnvelope;
 
-/// What came from Redis.
+/// What came from Redis on a channel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Letter {
+    Publication(Opened),
+    Change { what: JoinOrLeave, info: Box<[u8]> },
+}
+
+impl Letter {
+    /// Size for the publication bound, bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Publication(opened) => opened.body.bytes(),
+            Self::Change { info, .. } => info.len(),
+        }
+    }
+}
+
+/// A publication.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {
     pub body: Body,
@@ -54,7 +75,29 @@ fn put_part(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(part);
 }
 
-/// Opens what came from Redis. Never panics, and every length is checked against what is there
+/// Opens what came on a channel.
+pub fn open(bytes: Vec<u8>) -> Result<Letter, BadEnvelope> {
+    match bytes.strip_prefix(MAGIC) {
+        Some([CHANGE, what, info @ ..]) => {
+            let what = match what {
+                b'j' => JoinOrLeave::Join,
+                b'l' => JoinOrLeave::Leave,
+                _ => return Err(BadEnvelope),
+            };
+            if !is_json(info) {
+                return Err(BadEnvelope);
+            }
+            Ok(Letter::Change { what, info: info.into() })
+        }
+        _ => decode(bytes).map(Letter::Publication),
+    }
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok()
+}
+
+/// Opens a publication. Never panics, and every length is checked against what is there
 /// before a byte is copied.
 pub fn decode(bytes: Vec<u8>) -> Result<Opened, BadEnvelope> {
     if bytes.first() != Some(&0xff) {
@@ -81,11 +124,7 @@ pub fn decode(bytes: Vec<u8>) -> Result<Opened, BadEnvelope> {
     };
     // They are put into JSON pushes as they are: whoever can PUBLISH is trusted, but not to
     // be free of mistakes.
-    if [info, tags]
-        .into_iter()
-        .filter(|json| !json.is_empty())
-        .any(|json| serde_json::from_slice::<&serde_json::value::RawValue>(json).is_err())
-    {
+    if [info, tags].into_iter().filter(|json| !json.is_empty()).any(|json| !is_json(json)) {
         return Err(BadEnvelope);
     }
     let owned = |part: &[u8]| (!part.is_empty()).then(|| part.into());
@@ -152,6 +191,21 @@ mod tests {
         assert_eq!(encode(Body::plain(b"x".to_vec())), b"x");
         let empty = Opened { body: Body::plain(Vec::new()), position: Position::default() };
         assert_eq!(decode(Vec::new()), Ok(empty));
+    }
+
+    #[test]
+    fn joins_and_leaves() {
+        let change = |what| Ok(Letter::Change { what, info: b"{\"user\":\"\"}"[..].into() });
+        assert_eq!(open(b"\xffhub\x04j{\"user\":\"\"}".to_vec()), change(JoinOrLeave::Join));
+        assert_eq!(open(b"\xffhub\x04l{\"user\":\"\"}".to_vec()), change(JoinOrLeave::Leave));
+        for bad in [&b"\xffhub\x04"[..], b"\xffhub\x04j", b"\xffhub\x04x{}", b"\xffhub\x04j{} "] {
+            let is_bad = bad != b"\xffhub\x04j{} ";
+            assert_eq!(open(bad.to_vec()).is_err(), is_bad, "{bad:?}");
+        }
+        let plain = Opened { body: Body::plain(b"x".to_vec()), position: Position::default() };
+        assert_eq!(open(b"x".to_vec()), Ok(Letter::Publication(plain)));
+        // As a node of before sees it.
+        assert_eq!(decode(b"\xffhub\x04j{}".to_vec()), Err(BadEnvelope));
     }
 
     #[test]

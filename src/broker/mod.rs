@@ -21,6 +21,7 @@ mod history;
 mod interest;
 mod memory;
 mod newest;
+mod presence;
 mod redis;
 mod registry;
 mod survey;
@@ -36,7 +37,7 @@ use uuid::Uuid;
 #[doc(hidden)]
 pub use interest::Interest;
 
-use crate::channel::ChannelId;
+use crate::channel::{Channel, ChannelId};
 use crate::config::Keep;
 use crate::mailbox::{self, Weigh};
 use crate::node::Node;
@@ -49,6 +50,7 @@ pub use control::{
     NodeInfo, Overrides, RefreshUser, Since, SubscribeUser, Target, Topic, UnsubscribeUser, Verb,
 };
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
+pub use presence::{Change, Member, Presence, PresenceAsk, PresenceError, Wanted};
 pub use redis::{Claim, LookUp, LookUpError, PUBLISH_SCRIPT, claim, look_up};
 pub use registry::{Connected, Transport};
 pub use survey::{PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, SurveyResult};
@@ -100,6 +102,23 @@ pub enum BrokerCommand {
         shard: usize,
         request: u32,
         control: Arc<Control>,
+    },
+    /// Somebody subscribed to a channel where it is noted who is here.
+    Enter {
+        shard: usize,
+        channel: Arc<Channel>,
+        member: Box<Member>,
+    },
+    /// And is no more.
+    Leave {
+        channel: Arc<Channel>,
+        client: Uuid,
+    },
+    /// Answered by `Present`.
+    Presence {
+        shard: usize,
+        request: u32,
+        ask: Box<PresenceAsk>,
     },
     /// Answered by `Surveyed`.
     Survey {

@@ -72,6 +72,16 @@ pub enum Recovery {
     Cache,
 }
 
+/// Who is told of those who come to a channel and leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinLeave {
+    Off,
+    /// Subscribers that asked for it.
+    On,
+    /// All of them.
+    Forced,
+}
+
 /// What holds for a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Namespace {
@@ -85,6 +95,9 @@ pub struct Namespace {
     pub history_size: usize,
     pub history_ttl: Duration,
     pub recovery: Recovery,
+    /// Who is here can be asked.
+    pub presence: bool,
+    pub join_leave: JoinLeave,
     /// Publications of a channel a second, at the most; `None`: as they come.
     pub max_rate: Option<u32>,
     /// Subscribers may ask for patches.
@@ -106,6 +119,11 @@ impl Namespace {
         let ttl_ms = self.history_ttl.as_millis() as u64;
         (self.history_size > 0).then_some(Keep { size: self.history_size, ttl_ms })
     }
+
+    /// It is noted who is here.
+    pub fn has_members(&self) -> bool {
+        self.presence || self.join_leave != JoinLeave::Off
+    }
 }
 
 impl Default for Namespace {
@@ -120,6 +138,8 @@ impl Default for Namespace {
             history_size: 0,
             history_ttl: Duration::ZERO,
             recovery: Recovery::Off,
+            presence: false,
+            join_leave: JoinLeave::Off,
             max_rate: None,
             delta: false,
         }
@@ -161,10 +181,18 @@ impl Namespaces {
         own.or(self.rest.as_ref())
     }
 
+    fn all(&self) -> impl Iterator<Item = &Namespace> {
+        self.by_name.values().chain(&self.plain).chain(&self.rest)
+    }
+
     /// Whether a client without a user may subscribe to anything.
     pub fn let_anyone_in(&self) -> bool {
-        let all = self.by_name.values().chain(&self.plain).chain(&self.rest);
-        all.into_iter().any(|namespace| namespace.subscribe == Access::Anyone)
+        self.all().any(|namespace| namespace.subscribe == Access::Anyone)
+    }
+
+    /// Whether it is noted anywhere who is here.
+    pub fn have_members(&self) -> bool {
+        self.all().any(Namespace::has_members)
     }
 
     /// Reads a file.

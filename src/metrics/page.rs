@@ -245,7 +245,8 @@ impl Page {
 
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Metrics { broker, listener, .. } = &*self.0;
-        for (name, help, count) in self.node_counters() {
+        let presence = &self.0.presence;
+        for (name, help, count) in self.node_counters().into_iter().chain(presence.counters()) {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
         let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);
@@ -280,7 +281,7 @@ impl Page {
             ("redis_subscriptions", "Channels subscribed in Redis.", &broker.redis_subscriptions),
             ("inbox_bytes", "Bytes from Redis not yet handed to shards.", &broker.inbox_bytes),
         ];
-        for (name, help, count) in gauges {
+        for (name, help, count) in gauges.into_iter().chain(presence.gauges()) {
             one(encoder, name, help, &ConstGauge::new(count.get() as i64))?;
         }
         self.encode_registry(encoder)?;

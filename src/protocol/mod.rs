@@ -18,6 +18,7 @@
 pub mod codes;
 pub mod command;
 mod json;
+mod presence;
 mod push;
 mod reply;
 mod write;
@@ -25,6 +26,10 @@ mod write;
 pub use codes::{Disconnect, ReplyError, Unsubscribe};
 pub use command::{Command, Kind, Malformed, decode, lines};
 pub use json::{DEPTH_MAX, JsonPayload, depth_within, json_payload, json_string};
+pub use presence::{
+    JoinOrLeave, Members, put_join_leave, put_presence, put_presence_result, put_presence_stats,
+    put_presence_stats_result,
+};
 pub use push::{
     PubExtra, PushTemplate, put_client_info, put_publication, put_refresh_push,
     put_unsubscribe_push,

@@ -191,7 +191,12 @@ pub fn put_refresh(out: &mut Vec<u8>, id: u32, of: RefreshOf, ttl: Option<u32>) 
     put_reply(out, id, key, |body| fill_expiry(body, ttl));
 }
 
-fn put_reply(out: &mut Vec<u8>, id: u32, key: &'static str, fill: impl FnOnce(&mut Object<'_>)) {
+pub(super) fn put_reply(
+    out: &mut Vec<u8>,
+    id: u32,
+    key: &'static str,
+    fill: impl FnOnce(&mut Object<'_>),
+) {
     put_object(out, |reply| {
         reply.number("id", id.into());
         reply.object(key, fill);

@@ -327,7 +327,7 @@ impl State {
     /// Ends one subscription of a session from the server's side.
     pub fn end_subscription(&mut self, id: SessionId, channel: &str, end: Unsubscribe) {
         let Some(slot) = self.live_slot(channel) else { return };
-        if !self.hub.unsubscribe(id, slot) {
+        if !self.unsubscribe(id, slot) {
             return; // It waits to be subscribed: the next sweep sees it.
         }
         self.release_emptied();

@@ -1,11 +1,11 @@
 //! Cohorts: the sessions of a shard with one wire format and one set of subscriptions. Those whose
 //! sockets are full are in a cohort of their own, if one of the channels conflates.
 //!
-//! Owned by the shard's hub; sans-I/O. A subscription is a channel and a [`Variant`]. A cohort is
+//! Owned by the shard's hub; sans-I/O. A subscription is a channel and a [`Share`] of it. A cohort is
 //! found by the hash of its set, which is the xor of its subscriptions' random keys, so that adding
 //! or taking one costs one xor; the set itself is compared before it is believed.
 //!
-//! **Invariant:** a cohort has a channel in one variant only.
+//! **Invariant:** a cohort has one share of a channel.
 //! **Invariant:** `channels[slot].cohorts[ref.at]` and `cohort.channels[at]` point at each other.
 //! **Invariant:** a cohort has a member, except between its making and the join that follows,
 //! and except the two empty sets, which are kept.
@@ -43,10 +43,24 @@ pub enum Variant {
     Delta,
 }
 
-impl Variant {
+/// What a subscriber gets of a channel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Share {
+    pub variant: Variant,
+    /// Joins and leaves too.
+    pub is_told: bool,
+}
+
+impl Share {
     /// What a channel's key becomes.
     fn key(self, key: u64) -> u64 {
-        key.rotate_left(21 * self as u32)
+        key.rotate_left(21 * self.variant as u32 + 7 * u32::from(self.is_told))
+    }
+}
+
+impl From<Variant> for Share {
+    fn from(variant: Variant) -> Self {
+        Self { variant, is_told: false }
     }
 }
 
@@ -55,13 +69,14 @@ impl Variant {
 pub struct CohortRef {
     pub cohort: u32,
     pub variant: Variant,
+    pub is_told: bool,
 }
 
-/// A channel in one variant.
+/// A channel and the cohort's share of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Subscription {
     slot: u32,
-    variant: Variant,
+    share: Share,
 }
 
 type Set = SmallVec<[Subscription; 8]>;
@@ -71,14 +86,19 @@ type Set = SmallVec<[Subscription; 8]>;
 pub struct ChannelRef {
     pub slot: u32,
     at: u32,
-    variant: Variant,
+    share: Share,
 }
 
 /// Where a frame of a channel begins in a log.
 #[derive(Clone, Copy)]
 pub struct Mark {
     pub position: u64,
+    /// [`Mark::NO_SLOT`]: a frame whose place no newer one takes.
     pub slot: u32,
+}
+
+impl Mark {
+    pub const NO_SLOT: u32 = u32::MAX;
 }
 
 /// See the module.
@@ -121,16 +141,16 @@ impl Cohort {
         }
     }
 
-    /// The variant in which it has a channel.
-    pub fn variant(&self, slot: u32) -> Option<Variant> {
+    /// Its share of a channel, if it has any.
+    pub fn share(&self, slot: u32) -> Option<Share> {
         let found = self.channels.binary_search_by_key(&slot, |channel| channel.slot);
-        found.ok().map(|at| self.channels[at].variant)
+        found.ok().map(|at| self.channels[at].share)
     }
 
     fn set(&self) -> impl Iterator<Item = Subscription> {
         self.channels
             .iter()
-            .map(|ChannelRef { slot, variant, .. }| Subscription { slot: *slot, variant: *variant })
+            .map(|ChannelRef { slot, share, .. }| Subscription { slot: *slot, share: *share })
     }
 
     /// A member's position reached the end: the last one frees the log.
@@ -180,16 +200,17 @@ impl Cohorts {
         self.find_or_make(format, false, format_key(format), &[])
     }
 
-    /// The cohort with the set of `cohort`, and `slot` in a variant.
-    pub fn with(&mut self, cohort: u32, slot: u32, variant: Variant) -> u32 {
+    /// The cohort with the set of `cohort`, and a share of `slot`.
+    pub fn with(&mut self, cohort: u32, slot: u32, share: impl Into<Share>) -> u32 {
+        let share = share.into();
         let from = &self.cohorts[cohort as usize];
         let (format, is_conflating) = (from.format, from.is_conflating);
         let key = self.channels[slot as usize].key;
-        let before = from.variant(slot).map_or(0, |before| before.key(key));
-        let set_hash = from.set_hash ^ before ^ variant.key(key);
+        let before = from.share(slot).map_or(0, |before| before.key(key));
+        let set_hash = from.set_hash ^ before ^ share.key(key);
         let mut set: Set = from.set().filter(|other| other.slot != slot).collect();
         let at = set.partition_point(|other| other.slot < slot);
-        set.insert(at, Subscription { slot, variant });
+        set.insert(at, Subscription { slot, share });
         self.find_or_make(format, is_conflating, set_hash, &set)
     }
 
@@ -198,7 +219,7 @@ impl Cohorts {
         let from = &self.cohorts[cohort as usize];
         let (format, is_conflating) = (from.format, from.is_conflating);
         let key = self.channels[slot as usize].key;
-        let before = from.variant(slot).map_or(0, |before| before.key(key));
+        let before = from.share(slot).map_or(0, |before| before.key(key));
         let set_hash = from.set_hash ^ before;
         let set: Set = from.set().filter(|other| other.slot != slot).collect();
         self.find_or_make(format, is_conflating, set_hash, &set)
@@ -230,11 +251,13 @@ impl Cohorts {
         }
         let mut cohort = Cohort::new(format, is_conflating, set_hash);
         let idx = self.cohorts.vacant_key() as u32;
-        for Subscription { slot, variant } in set.iter().copied() {
-            cohort.has_marks |= !is_conflating && self.channels[slot as usize].conflates;
-            let list = &mut self.channels[slot as usize].cohorts;
-            cohort.channels.push(ChannelRef { slot, at: list.len() as u32, variant });
-            list.push(CohortRef { cohort: idx, variant });
+        for Subscription { slot, share } in set.iter().copied() {
+            let Share { variant, is_told } = share;
+            let channel = &mut self.channels[slot as usize];
+            cohort.has_marks |= !is_conflating && channel.conflates;
+            cohort.channels.push(ChannelRef { slot, at: channel.cohorts.len() as u32, share });
+            channel.cohorts.push(CohortRef { cohort: idx, variant, is_told });
+            channel.n_told += u32::from(is_told);
         }
         self.cohorts.insert(cohort);
         self.by_set.entry(set_hash).or_default().push(idx);
@@ -256,8 +279,10 @@ impl Cohorts {
         if candidates.is_empty() {
             self.by_set.remove(&cohort.set_hash);
         }
-        for ChannelRef { slot, at, .. } in cohort.channels {
-            let list = &mut self.channels[slot as usize].cohorts;
+        for ChannelRef { slot, at, share } in cohort.channels {
+            let channel = &mut self.channels[slot as usize];
+            channel.n_told -= u32::from(share.is_told);
+            let list = &mut channel.cohorts;
             list.swap_remove(at as usize);
             if let Some(moved) = list.get(at as usize) {
                 let moved = &mut self.cohorts[moved.cohort as usize].channels;
@@ -280,6 +305,7 @@ impl Cohorts {
                 newest: Default::default(),
                 last_serial: 0,
                 is_chained: false,
+                n_told: 0,
                 cohorts: Vec::new(),
                 channel: None,
             });
@@ -294,6 +320,7 @@ impl Cohorts {
             newest: Default::default(),
             last_serial: 0,
             is_chained: false,
+            n_told: 0,
             cohorts: Vec::new(),
             channel: Some(channel),
         };
@@ -346,11 +373,13 @@ mod tests {
                 prop_assert!(cohort.channels.is_sorted_by(|a, b| a.slot < b.slot));
                 let mut set_hash = format_key(cohort.format);
                 set_hash ^= if cohort.is_conflating { CONFLATING_KEY } else { 0 };
-                for ChannelRef { slot, at, variant } in &cohort.channels {
+                for ChannelRef { slot, at, share } in &cohort.channels {
                     let entry = &self.channels[*slot as usize];
-                    prop_assert_eq!(entry.cohorts[*at as usize].cohort, idx);
-                    prop_assert_eq!(entry.cohorts[*at as usize].variant, *variant);
-                    set_hash ^= variant.key(entry.key);
+                    let there = &entry.cohorts[*at as usize];
+                    prop_assert_eq!(there.cohort, idx);
+                    prop_assert_eq!(there.variant, share.variant);
+                    prop_assert_eq!(there.is_told, share.is_told);
+                    set_hash ^= share.key(entry.key);
                 }
                 prop_assert_eq!(cohort.set_hash, set_hash);
                 prop_assert!(self.by_set[&set_hash].contains(&idx));
@@ -363,6 +392,10 @@ mod tests {
             let is_whole =
                 |entry: &ChannelSlot| entry.cohorts.is_empty() || entry.channel.is_some();
             prop_assert!(self.channels.iter().all(is_whole), "a cohort of a closed channel");
+            for entry in &self.channels {
+                let n_told = entry.cohorts.iter().filter(|cohort| cohort.is_told).count();
+                prop_assert_eq!(entry.n_told as usize, n_told);
+            }
             let n_open = self.channels.iter().filter(|entry| entry.channel.is_some()).count();
             prop_assert_eq!(self.n_open, n_open);
             Ok(())
@@ -382,14 +415,17 @@ mod tests {
         let two = cohorts.with(empty, 2, Variant::Plain);
         let both = cohorts.with(one, 2, Variant::Plain);
         let all = cohorts.with(both, 0, Variant::Plain);
+        let told = cohorts.with(empty, 1, Share { is_told: true, ..Share::default() });
         let other_format = cohorts.empty_set(Format::Json);
-        let mut different = vec![empty, one, fresh, two, both, all, other_format];
+        let mut different = vec![empty, one, fresh, two, both, all, told, other_format];
         different.sort_unstable();
         different.dedup();
-        assert_eq!(different.len(), 7);
+        assert_eq!(different.len(), 8);
         assert_eq!(cohorts.with(two, 1, Variant::Plain), both, "whatever the order");
         assert_eq!(cohorts.with(one, 1, Variant::Fresh), fresh, "it changes its variant");
         assert_eq!(cohorts.with(fresh, 1, Variant::Plain), one);
+        assert_eq!(cohorts.with(told, 1, Variant::Plain), one);
+        assert_eq!(cohorts.without(told, 1), empty);
         assert_eq!(cohorts.without(fresh, 1), empty);
         assert_eq!(cohorts.without(all, 0), both);
         assert_eq!(cohorts.without(one, 1), empty);

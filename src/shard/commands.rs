@@ -9,7 +9,7 @@ use super::state::State;
 use super::waiting::{self, Asked, Errand};
 use super::welcome::Welcome;
 use crate::auth::{Action, Denial};
-use crate::broker::{HistoryAsk, Order, Publish};
+use crate::broker::{HistoryAsk, Order, Publish, Wanted};
 use crate::channel;
 use crate::position::{Epoch, Position};
 use crate::protocol::command::{Command, Delta, History, Kind as Ask, Subscribe};
@@ -72,16 +72,17 @@ impl State {
                     Some(data) => self.on_publish(id, asked, &publish.channel, data),
                     None => Err(ReplyError::BAD_REQUEST),
                 };
-                if let Err(error) = outcome {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, outcome)
             }
             (_, Ask::History(history)) => {
-                if let Err(error) = self.on_history(id, asked, &history) {
-                    line(out, |out| put_error(out, asked, &error));
-                }
-                Ok(())
+                refuse_if(out, asked, self.on_history(id, asked, &history))
+            }
+            (_, Ask::Presence { channel }) => {
+                let wanted = self.wanted_members();
+                refuse_if(out, asked, self.on_presence(id, asked, &channel, wanted))
+            }
+            (_, Ask::PresenceStats { channel }) => {
+                refuse_if(out, asked, self.on_presence(id, asked, &channel, Wanted::Counts))
             }
             #[cfg(debug_assertions)]
             (_, Ask::Rpc(rpc)) if rpc.method == PANIC_METHOD && self.node.config.dev => {
@@ -141,6 +142,7 @@ impl State {
             variant: self.variant(subscribe),
             recover: subscribe.recover.then_some(known),
             or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
+            join_leave: subscribe.join_leave,
         }
     }
 
@@ -221,6 +223,18 @@ impl State {
         };
         self.in_turn(id, asked, Errand::History(ask))
     }
+}
+
+/// Answers a command that can't be carried out; the others are answered once they are.
+fn refuse_if(
+    out: &mut Vec<u8>,
+    asked: u32,
+    outcome: Result<(), ReplyError>,
+) -> Result<(), Disconnect> {
+    if let Err(error) = outcome {
+        line(out, |out| put_error(out, asked, &error));
+    }
+    Ok(())
 }
 
 /// Appends one reply to a frame of replies.

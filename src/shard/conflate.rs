@@ -75,7 +75,8 @@ impl Hub {
         for at in first..cohort.marks.len() {
             let mark = cohort.marks[at];
             let next = cohort.marks.get(at + 1).map_or(end, |next| next.position);
-            if !self.cohorts.channels[mark.slot as usize].conflates {
+            let channel = self.cohorts.channels.get(mark.slot as usize);
+            if channel.is_none_or(|channel| !channel.conflates) {
                 own(seat).outbox.append(&cohort.log, mark.position, next);
             } else if !behind.note(mark.slot) {
                 self.totals.conflated += 1;

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
 use crate::broker::{
-    ChannelsAsk, Control, HistoryError, HistoryPage, LookUpError, PublishError, SurveyResult,
+    Change, ChannelsAsk, Control, HistoryError, HistoryPage, LookUpError, Presence, PresenceError,
+    PublishError, SurveyResult,
 };
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
@@ -63,6 +64,11 @@ pub enum ShardEvent {
         channel: ChannelId,
         publication: Arc<Publication>,
     },
+    /// Somebody came to such a channel, or went.
+    Change {
+        channel: ChannelId,
+        change: Arc<Change>,
+    },
     /// The broker is subscribed to a channel this shard asked for. Comes before the channel's
     /// first publication.
     Acquired {
@@ -84,6 +90,11 @@ pub enum ShardEvent {
     History {
         request: u32,
         result: Result<Arc<HistoryPage>, HistoryError>,
+    },
+    /// The answer to a presence command, shared likewise.
+    Present {
+        request: u32,
+        result: Result<Arc<Presence>, PresenceError>,
     },
     HistoryRemoved {
         request: u32,
@@ -134,10 +145,12 @@ impl Weigh for ShardEvent {
     fn weight(&self) -> usize {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
+            Self::Change { change, .. } => 1 + change.info_bytes() / 1024,
             Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
             // A page is some 16 KiB at the most.
             Self::Surveyed { result, .. } => 1 + 16 * result.pages.len(),
             Self::Control(control) => 1 + control.bytes() / 1024,
+            Self::Present { result: Ok(presence), .. } => 1 + presence.bytes() / 1024,
             _ => 1,
         }
     }

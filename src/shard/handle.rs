@@ -25,7 +25,7 @@ use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
     BrokerCommand, Control, Door, HistoryAsk, HistoryError, HistoryPage, LookUp, LookUpError,
-    Publish, PublishError, SurveyResult, Topic,
+    Presence, PresenceAsk, PresenceError, Publish, PublishError, SurveyResult, Topic,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -200,6 +200,9 @@ impl Shard {
                 }
                 return queued_bytes;
             }
+            ShardEvent::Change { channel, change } => {
+                return self.state.borrow_mut().on_change(channel, &change);
+            }
             ShardEvent::Accepted(accepted) => {
                 let shard = self.clone();
                 let mut serve = Box::pin(crate::http::serve(self.clone(), *accepted));
@@ -334,6 +337,7 @@ impl Shard {
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
             state.deregister(id);
+            state.go(id);
             state.hub.remove_session(id);
             if let Some(session) = state.sessions[id.idx as usize].take() {
                 state.users.remove(session.user(), id.idx);
@@ -386,6 +390,10 @@ impl Shard {
                 let reason = if violation.close_code() == 1009 { "" } else { violation.reason() };
                 state.close_with(id, violation.close_code(), reason, Queued::Flush);
             }
+            // Who is told that somebody came, or went, finds it so.
+            drop(state);
+            self.flush_door();
+            state = self.state.borrow_mut();
             if !state.hub.is_lagging(id) {
                 state.visit(id.idx);
             }
@@ -413,6 +421,17 @@ impl Shard {
     ) -> oneshot::Receiver<Result<Arc<HistoryPage>, HistoryError>> {
         let (sender, receiver) = oneshot::channel();
         self.state.borrow_mut().read_history(ask, Request::History(sender));
+        self.flush_door();
+        receiver
+    }
+
+    /// Asks who is in a channel; the answer comes through the receiver.
+    pub fn read_presence(
+        &self,
+        ask: PresenceAsk,
+    ) -> oneshot::Receiver<Result<Arc<Presence>, PresenceError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.state.borrow_mut().read_presence(ask, Request::Presence(sender));
         self.flush_door();
         receiver
     }

@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use super::cohort::Variant;
 use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
+pub use super::cohort::{Share, Variant};
 use super::conflate::Behind;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
@@ -172,6 +172,8 @@ pub(super) struct ChannelSlot {
     pub last_serial: u64,
     /// The broker knows that there are such.
     pub is_chained: bool,
+    /// Cohorts that are told of joins and leaves.
+    pub n_told: u32,
     pub cohorts: Vec<CohortRef>,
     pub channel: Option<Arc<Channel>>,
 }
@@ -191,7 +193,7 @@ pub struct Hub {
     n_sessions: usize,
     n_subscriptions: usize,
     pub(super) cohorts: Cohorts,
-    dirty: DirtySet,
+    pub(super) dirty: DirtySet,
     outbox_bytes_max: usize,
     pub totals: Totals,
 }
@@ -249,25 +251,9 @@ impl Hub {
                 }
                 continue;
             }
-            if cohort.has_marks {
-                cohort.marks.push_back(Mark { position: cohort.log.end(), slot: id.slot });
-            }
-            cohort.log.push(frame);
-            cohort.last_frame_bytes = frame.len();
-            cohort.n_behind = cohort.members.len();
+            queue(&self.seats, &mut self.dirty, cohort, id.slot, frame);
             queued_bytes += frame.len();
             self.totals.deliveries += cohort.members.len() as u64;
-            if !cohort.all_dirty {
-                cohort.all_dirty = true;
-                for member in &cohort.members {
-                    self.dirty.insert(*member);
-                }
-            }
-            if cohort.log.bytes() > cohort.trim_at {
-                let seats = &self.seats;
-                let oldest = cohort.members.iter().map(|idx| seats[*idx as usize].position).min();
-                cohort.trim(oldest.expect("invariant: a cohort has members"));
-            }
         }
         if slot.conflates {
             let newest = slot.newest.iter_mut().zip(is_carried).filter(|(_, carried)| *carried);
@@ -289,7 +275,10 @@ impl Hub {
             .map(|cohort_ref| cohort_ref.cohort)
             .collect();
         for cohort in fresh {
-            let twin = self.cohorts.with(cohort, slot, Variant::Delta);
+            let is_told =
+                self.cohorts.cohorts[cohort as usize].share(slot).unwrap_or_default().is_told;
+            let share = Share { variant: Variant::Delta, is_told };
+            let twin = self.cohorts.with(cohort, slot, share);
             for idx in self.cohorts.cohorts[cohort as usize].members.clone() {
                 self.move_to(idx, twin);
             }
@@ -569,12 +558,12 @@ impl Hub {
         self.subscribe_as(id, slot, Variant::Plain)
     }
 
-    /// Subscribes in a variant; without a base that is [`Variant::Fresh`].
-    pub fn subscribe_as(&mut self, id: SessionId, slot: u32, variant: Variant) -> bool {
+    /// Subscribes with a share; without a base its variant is [`Variant::Fresh`].
+    pub fn subscribe_as(&mut self, id: SessionId, slot: u32, share: impl Into<Share>) -> bool {
         if self.is_closing(id) || self.is_subscribed(id, slot) || !self.cohorts.is_open(slot) {
             return false;
         }
-        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot, variant);
+        let cohort = self.cohorts.with(self.seats[id.idx as usize].cohort, slot, share);
         self.move_to(id.idx, cohort);
         if self.is_lagging(id) && self.cohort_of(id.idx).has_marks {
             self.start_conflating(id.idx);
@@ -594,7 +583,7 @@ impl Hub {
     }
 
     pub fn is_subscribed(&self, id: SessionId, slot: u32) -> bool {
-        self.seat(id).is_some() && self.cohort_of(id.idx).variant(slot).is_some()
+        self.seat(id).is_some() && self.cohort_of(id.idx).share(slot).is_some()
     }
 
     /// The slots of the channels that a session is subscribed to.
@@ -775,6 +764,33 @@ impl Hub {
             seat.position = cohort.log.end();
             cohort.on_caught_up();
         }
+    }
+}
+
+/// Puts a frame of a channel into a cohort's log.
+#[inline]
+pub(super) fn queue(
+    seats: &[Seat],
+    dirty: &mut DirtySet,
+    cohort: &mut Cohort,
+    slot: u32,
+    frame: &Bytes,
+) {
+    if cohort.has_marks {
+        cohort.marks.push_back(Mark { position: cohort.log.end(), slot });
+    }
+    cohort.log.push(frame);
+    cohort.last_frame_bytes = frame.len();
+    cohort.n_behind = cohort.members.len();
+    if !cohort.all_dirty {
+        cohort.all_dirty = true;
+        for member in &cohort.members {
+            dirty.insert(*member);
+        }
+    }
+    if cohort.log.bytes() > cohort.trim_at {
+        let oldest = cohort.members.iter().map(|idx| seats[*idx as usize].position).min();
+        cohort.trim(oldest.expect("invariant: a cohort has members"));
     }
 }
 

@@ -262,7 +262,7 @@ impl State {
         if ask.or_nothing && welcome.was_recovering && !welcome.recovered {
             return Err(ReplyError::UNRECOVERABLE_POSITION);
         }
-        self.subscribe(id, slot, ask.variant);
+        self.subscribe(id, slot, ask);
         Ok(welcome)
     }
 

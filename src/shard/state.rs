@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::control::Controls;
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::pace::Paces;
+use super::presence::Stays;
 use super::recovery::catch_up_room;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
@@ -21,8 +22,8 @@ use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
 use crate::broker::{
-    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, LookUpError, Publish, PublishError,
-    SurveyResult,
+    BrokerCommand, HistoryAsk, HistoryError, HistoryPage, LookUpError, Presence, PresenceError,
+    Publish, PublishError, SurveyResult,
 };
 use crate::channel::ChannelId;
 use crate::frame;
@@ -58,6 +59,10 @@ pub(super) enum Request {
         id: SessionId,
         command: u32,
     },
+    SessionPresence {
+        id: SessionId,
+        command: u32,
+    },
     /// A read for those who join a channel.
     Stream {
         id: ChannelId,
@@ -70,6 +75,7 @@ pub(super) enum Request {
     },
     History(oneshot::Sender<Result<Arc<HistoryPage>, HistoryError>>),
     HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
+    Presence(oneshot::Sender<Result<Arc<Presence>, PresenceError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
     Control(oneshot::Sender<Result<(), PublishError>>),
@@ -85,6 +91,7 @@ pub(super) struct State {
     pub sessions: Vec<Option<Session>>,
     pub users: Users,
     pub controls: Controls,
+    pub stays: Stays,
     pub names: HashMap<Box<str>, Local>,
     /// By slot; a stream only for channels with recovery.
     pub streams: Vec<Option<Box<Stream>>>,
@@ -134,6 +141,7 @@ impl State {
             sessions: Vec::new(),
             users: Users::default(),
             controls: Controls::default(),
+            stays: Stays::default(),
             auth: node.auth(),
             names: HashMap::default(),
             streams: Vec::new(),
@@ -189,7 +197,7 @@ impl State {
     /// Hands a publish to the broker, or answers at once that it can't.
     pub fn publish(&mut self, publish: Publish, request: Request) {
         let shard = self.idx;
-        if self.commands.len() >= WAITING_COMMANDS_MAX {
+        if self.is_overrun() {
             self.on_published(request, Err(PublishError::Unavailable));
             return;
         }
@@ -200,12 +208,17 @@ impl State {
     /// The same for a read of history.
     pub fn read_history(&mut self, ask: HistoryAsk, request: Request) {
         let shard = self.idx;
-        if self.commands.len() >= WAITING_COMMANDS_MAX {
+        if self.is_overrun() {
             self.on_page(request, Err(HistoryError::Unavailable));
             return;
         }
         let request = self.ask(request);
         self.commands.push(BrokerCommand::History { shard, request, ask: Box::new(ask) });
+    }
+
+    /// More commands wait for the broker than may.
+    pub fn is_overrun(&self) -> bool {
+        self.commands.len() >= WAITING_COMMANDS_MAX
     }
 
     /// Remembers a question to the broker. Its number names this life of the shard too, so that
@@ -253,6 +266,11 @@ impl State {
             ShardEvent::History { request, result } => {
                 if let Some(request) = self.answered(request) {
                     self.on_page(request, result);
+                }
+            }
+            ShardEvent::Present { request, result } => {
+                if let Some(request) = self.answered(request) {
+                    self.on_present(request, result);
                 }
             }
             ShardEvent::HistoryRemoved { request, result } => {
@@ -329,6 +347,7 @@ impl State {
         let mut out = Vec::with_capacity(reason.len() + 4);
         frame::put_close(&mut out, code, reason);
         self.hub.close(id, &out, queued);
+        self.go(id);
         self.release_emptied();
         let now_ms = self.now_ms;
         if let Some(session) = self.session(id) {

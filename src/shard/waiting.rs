@@ -16,7 +16,7 @@ use super::hub::{Queued, SessionId, Variant};
 use super::state::{Joined, LINGER_MS, Local, Request, State};
 use super::stream::Entry;
 use super::welcome::Welcome;
-use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publish};
+use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, PresenceAsk, Publish};
 use crate::channel::{Channel, ChannelId};
 use crate::position::Position;
 use crate::protocol::{
@@ -40,13 +40,14 @@ pub struct Later {
 pub enum Errand {
     Publish(Publish),
     History(HistoryAsk),
+    Presence(PresenceAsk),
 }
 
 impl Errand {
     fn bytes(&self) -> usize {
         match self {
             Errand::Publish(publish) => publish.body.bytes(),
-            Errand::History(_) => 0,
+            Errand::History(_) | Errand::Presence(_) => 0,
         }
     }
 }
@@ -86,6 +87,8 @@ pub struct Ask {
     pub recover: Option<Position>,
     /// Error 112 rather than a subscription that hasn't recovered.
     pub or_nothing: bool,
+    /// It wants to be told of joins and leaves.
+    pub join_leave: bool,
 }
 
 impl Asked {
@@ -158,16 +161,6 @@ impl State {
         Ok(None)
     }
 
-    /// Subscribes to a channel that is live here.
-    pub fn subscribe(&mut self, id: SessionId, slot: u32, variant: Variant) {
-        self.hub.subscribe_as(id, slot, variant);
-        if variant != Variant::Plain
-            && let Some(id) = self.hub.to_be_chained(slot)
-        {
-            self.commands.push(BrokerCommand::Chain { id });
-        }
-    }
-
     pub fn add_pending(&mut self, id: SessionId) {
         if let Some(session) = self.session(id) {
             session.n_pending += 1;
@@ -197,7 +190,7 @@ impl State {
                     waiting.push(asked);
                     return Ok(false);
                 }
-                self.hub.unsubscribe(id, slot);
+                self.unsubscribe(id, slot);
                 self.release_emptied();
                 if let Some(session) = self.session(id) {
                     session.forget_token(name);
@@ -237,6 +230,9 @@ impl State {
             Errand::History(ask) => {
                 self.read_history(ask, Request::SessionHistory { id, command });
             }
+            Errand::Presence(ask) => {
+                self.read_presence(ask, Request::SessionPresence { id, command });
+            }
         }
     }
 
@@ -252,7 +248,7 @@ impl State {
     }
 
     /// What waited for answers goes on, if they are all there.
-    fn go_on(&mut self, id: SessionId) {
+    pub fn go_on(&mut self, id: SessionId) {
         let Some(session) = self.session(id).filter(|session| session.n_pending == 0) else {
             return;
         };

@@ -18,6 +18,7 @@
 
 pub mod balancer;
 pub mod cf;
+pub mod crowd;
 pub mod follower;
 pub mod http;
 pub mod hub;

@@ -12,6 +12,7 @@
 //! counted; touched again it starts a new epoch, so that nobody takes what is left for the whole.
 
 mod once;
+mod presence;
 mod stream;
 mod unused;
 
@@ -24,6 +25,7 @@ use super::history::{HistoryAsk, HistoryError, HistoryPage, Stored, check_epoch}
 use crate::config::Keep;
 use crate::position::Position;
 use once::Once;
+pub use presence::Attendance;
 use stream::Stream;
 use unused::Unused;
 
@@ -69,6 +71,7 @@ pub struct Memory {
     once: Once,
     unused: Unused,
     n_evicted: u64,
+    pub attendance: Attendance,
 }
 
 impl Memory {
@@ -81,6 +84,7 @@ impl Memory {
             once: Once::new(bounds.keys_max),
             unused: Unused::new(bounds.unused_max),
             n_evicted: 0,
+            attendance: Attendance::new(super::presence::BOUNDS),
             bounds,
         }
     }

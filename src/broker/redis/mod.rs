@@ -17,6 +17,8 @@ mod link;
 pub mod look_up;
 mod nodes;
 mod past;
+mod presence;
+mod reads;
 mod registry;
 mod script;
 
@@ -29,8 +31,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::history::{HistoryError, HistoryPage};
+use super::history::{HistoryAsk, HistoryError, HistoryPage};
 use super::interest::Changes;
+use super::presence::{Presence, PresenceError};
 use super::survey::Asked;
 use super::{Publish, PublishError, envelope};
 use crate::node::Node;
@@ -41,7 +44,8 @@ use inbox::Inbox;
 pub use inbox::Push;
 use link::{CommandLink, Dialer, OwnChannels, Plain, PubSubLink, publish_error};
 pub use look_up::{LookUp, LookUpError};
-use past::Reads;
+use presence::Attendance;
+use reads::Reads;
 pub use registry::Registrar;
 pub use script::PUBLISH_SCRIPT;
 use script::{Call, PublishReply};
@@ -97,6 +101,10 @@ pub enum Finished {
         asked: Asked,
         result: Result<String, LookUpError>,
     },
+    Presence {
+        asked: Asked,
+        result: Result<Arc<Presence>, PresenceError>,
+    },
 }
 
 pub struct Redis {
@@ -114,7 +122,8 @@ pub struct Redis {
     message_bytes: Cell<usize>,
     /// As many as there were commands.
     finished: RefCell<Vec<Finished>>,
-    reads: Reads,
+    reads: RefCell<Reads<HistoryAsk>>,
+    attendance: Attendance,
     complained: Cell<Option<Instant>>,
 }
 
@@ -156,12 +165,14 @@ impl Redis {
             n_messages: Cell::new(0),
             message_bytes: Cell::new(0),
             finished: RefCell::new(Vec::new()),
-            reads: Reads::default(),
+            reads: RefCell::new(Reads::new(past::READS_MAX)),
+            attendance: Attendance::new(),
             complained: Cell::new(None),
             node,
         });
         tokio::task::spawn_local(supervise_pubsub(redis.clone()));
         tokio::task::spawn_local(supervise_command(redis.clone()));
+        tokio::task::spawn_local(presence::attend(redis.clone()));
         redis
     }
 
@@ -440,6 +451,7 @@ async fn supervise_command(redis: Rc<Redis>) {
                 };
                 up.set(0);
                 redis.command.replace(None);
+                redis.on_command_link();
                 tracing::warn!(reason, "Redis command link is down");
                 backoff.on_lost(since.elapsed());
             }

@@ -1,23 +1,17 @@
 //! History of the Redis broker: reads in bounded steps, removals.
 //!
 //! On the broker thread. A read is a task that runs one step of [`super::script`] after the other on
-//! the command link, so that a long one delays the publishes behind it by a step at most. Whoever asks
-//! what is being read already waits for the next read of it, together with all who do: not for this
-//! one, which may lack what was published since it began, and which nobody delivered to them live.
-//! **Invariant:** at most [`READS_MAX`] reads run, and [`WAITING_MAX`] different ones wait; each is
-//! refused at once beyond that, and after `HUB_REDIS_TIMEOUT` with its wait and all its steps.
+//! the command link, so that a long one delays the publishes behind it by a step at most.
+//! **Invariant:** at most [`READS_MAX`] reads run; each is refused after `HUB_REDIS_TIMEOUT` with its wait
+//! and all its steps.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use ahash::{HashMap, HashSet};
-use smallvec::SmallVec;
 use tokio::time::timeout;
 
 use super::link::is_of_replica;
+use super::reads::{Taken, Waiting};
 use super::script::{Call, StepReply, read_removed};
 use super::{Command, Finished, Redis};
 use crate::broker::history::{HistoryAsk, HistoryError, HistoryPage, Order};
@@ -26,80 +20,36 @@ use crate::metrics::Drop;
 use crate::position::Position;
 
 /// Each may hold a page of its asker's `bytes_max`.
-const READS_MAX: usize = 16;
-const WAITING_MAX: usize = 4_096;
-
-/// Reads that wait and run.
-#[derive(Default)]
-pub struct Reads(RefCell<Queue>);
-
-#[derive(Default)]
-struct Queue {
-    /// Those of `waiting` that may run.
-    order: VecDeque<HistoryAsk>,
-    waiting: HashMap<HistoryAsk, Waiting>,
-    running: HashSet<HistoryAsk>,
-}
-
-struct Waiting {
-    since: Instant,
-    /// As many as their shards let ask.
-    asked: SmallVec<[Asked; 1]>,
-}
-
-impl Queue {
-    fn end(&mut self, ask: HistoryAsk) {
-        self.running.remove(&ask);
-        if self.waiting.contains_key(&ask) {
-            self.order.push_back(ask);
-        }
-    }
-}
+pub const READS_MAX: usize = 16;
 
 impl Redis {
     /// Reads a page; the answer is among the finished.
     pub fn read_history(self: &Rc<Self>, asked: Asked, ask: HistoryAsk) {
         let metrics = &self.node.metrics.broker;
         metrics.history_reads.add(1);
-        let mut queue = self.reads.0.borrow_mut();
-        if let Some(waiting) = queue.waiting.get_mut(&ask) {
-            metrics.history_reads_shared.add(1);
-            waiting.asked.push(asked);
-            return;
+        let taken = self.reads.borrow_mut().ask(asked, ask);
+        match taken {
+            Taken::Queued => self.start_reads(),
+            Taken::Shared => metrics.history_reads_shared.add(1),
+            Taken::Refused => {
+                let result = Err(HistoryError::Unavailable);
+                self.finish([Finished::History { asked, result }]);
+            }
         }
-        if queue.waiting.len() >= WAITING_MAX {
-            drop(queue);
-            let result = Err(HistoryError::Unavailable);
-            self.finish([Finished::History { asked, result }]);
-            return;
-        }
-        if !queue.running.contains(&ask) {
-            queue.order.push_back(ask.clone());
-        }
-        let asked = SmallVec::from_elem(asked, 1);
-        queue.waiting.insert(ask, Waiting { since: Instant::now(), asked });
-        drop(queue);
-        self.start_reads();
     }
 
     fn start_reads(self: &Rc<Self>) {
         loop {
-            let mut queue = self.reads.0.borrow_mut();
-            if queue.running.len() >= READS_MAX {
-                return;
-            }
-            let Some(ask) = queue.order.pop_front() else { return };
-            let waiting = queue.waiting.remove(&ask).expect("invariant: what is in order waits");
-            queue.running.insert(ask.clone());
-            drop(queue);
+            let started = self.reads.borrow_mut().start();
+            let Some((ask, Waiting { since, asked })) = started else { return };
             let redis = self.clone();
             tokio::task::spawn_local(async move {
                 // For all of its steps, and for having waited: its asker doesn't wait for longer.
-                let left = redis.node.config.redis_timeout.saturating_sub(waiting.since.elapsed());
+                let left = redis.node.config.redis_timeout.saturating_sub(since.elapsed());
                 let read = timeout(left, redis.read(&ask)).await;
                 let result = read.unwrap_or(Err(HistoryError::Unavailable)).map(Arc::new);
-                redis.reads.0.borrow_mut().end(ask);
-                let finished = waiting.asked.into_iter();
+                redis.reads.borrow_mut().end(ask);
+                let finished = asked.into_iter();
                 redis.finish(
                     finished.map(|asked| Finished::History { asked, result: result.clone() }),
                 );
@@ -161,11 +111,11 @@ impl Redis {
     }
 
     /// `None`: it failed, which is in the log.
-    async fn call(&self, command: &mut Command, call: &Call) -> Option<redis::Value> {
+    pub(super) async fn call(&self, command: &mut Command, call: &Call) -> Option<redis::Value> {
         match command.link.call(call).await {
             Ok(value) => Some(value),
             Err(error) => {
-                self.complain("Redis refuses a history's script", &error);
+                self.complain("Redis refuses a script", &error);
                 if error.code().is_none() || is_of_replica(&error) {
                     command.broken.notify_one();
                 }

@@ -38,6 +38,15 @@ pub const PUBLISH_SCRIPT: &str = concat!(
 const HISTORY: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/history.lua"));
 const REMOVE: &str = concat!(include_str!("lua/stream.lua"), include_str!("lua/remove.lua"));
 const INSTANCE: &str = include_str!("lua/instance.lua");
+/// A script of presence.
+macro_rules! presence {
+    ($name:literal) => {
+        concat!(
+            include_str!("lua/presence.lua"),
+            include_str!(concat!("lua/presence.", $name, ".lua"))
+        )
+    };
+}
 /// A step of a read ends behind the publication that reaches it: Redis serves others in between.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -47,11 +56,30 @@ pub enum Script {
     History,
     Remove,
     Instance,
+    PresenceBeat,
+    PresenceWrite,
+    PresenceKeep,
+    PresenceReap,
+    PresenceCount,
+    PresenceWho,
+    PresenceScan,
 }
 
 impl Script {
-    pub const ALL: [Script; 4] =
-        [Script::Publish, Script::History, Script::Remove, Script::Instance];
+    /// In the order of their numbers.
+    pub const ALL: [Script; 11] = [
+        Script::Publish,
+        Script::History,
+        Script::Remove,
+        Script::Instance,
+        Script::PresenceBeat,
+        Script::PresenceWrite,
+        Script::PresenceKeep,
+        Script::PresenceReap,
+        Script::PresenceCount,
+        Script::PresenceWho,
+        Script::PresenceScan,
+    ];
 
     pub fn text(self) -> &'static str {
         match self {
@@ -59,6 +87,13 @@ impl Script {
             Script::History => HISTORY,
             Script::Remove => REMOVE,
             Script::Instance => INSTANCE,
+            Script::PresenceBeat => presence!("beat"),
+            Script::PresenceWrite => presence!("write"),
+            Script::PresenceKeep => presence!("keep"),
+            Script::PresenceReap => presence!("reap"),
+            Script::PresenceCount => presence!("count"),
+            Script::PresenceWho => presence!("who"),
+            Script::PresenceScan => presence!("scan"),
         }
     }
 }
@@ -177,6 +212,10 @@ impl Items {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn bytes(&mut self) -> Option<Vec<u8>> {
         match self.0.next()? {
             Value::BulkString(bytes) => Some(bytes),
@@ -227,7 +266,7 @@ impl StepReply {
         let top = items.position()?;
         let (was_reset, has_more) = (items.number()? != 0, items.number()? != 0);
         let (mut publications, mut n_foreign) = (Vec::new(), 0);
-        while items.0.len() > 0 {
+        while items.len() > 0 {
             match envelope::decode(items.bytes()?) {
                 Ok(opened) if opened.position.epoch == top.epoch && opened.position.offset > 0 => {
                     let offset = opened.position.offset;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Access, Gap, Namespace, Recovery, SlowConsumer};
+use super::{Access, Gap, JoinLeave, Namespace, Recovery, SlowConsumer};
 use crate::config::values::{self, Refusal};
 
 const HISTORY_SIZE_MAX: usize = 100_000;
@@ -55,7 +55,7 @@ pub static KEYS: &[Row] = &[
     Row {
         key: "slow_consumer",
         set: |namespace, value| {
-            namespace.slow_consumer = match word(value, &["disconnect", "conflate"], &[])? {
+            namespace.slow_consumer = match word(value, &["disconnect", "conflate"])? {
                 "disconnect" => SlowConsumer::Disconnect,
                 _ => SlowConsumer::Conflate,
             };
@@ -65,7 +65,7 @@ pub static KEYS: &[Row] = &[
     Row {
         key: "gap",
         set: |namespace, value| {
-            namespace.gap = match word(value, &["count", "resubscribe"], &[])? {
+            namespace.gap = match word(value, &["count", "resubscribe"])? {
                 "count" => Gap::Count,
                 _ => Gap::Resubscribe,
             };
@@ -98,7 +98,7 @@ pub static KEYS: &[Row] = &[
     Row {
         key: "recovery",
         set: |namespace, value| {
-            namespace.recovery = match word(value, &["off", "stream", "cache"], &[])? {
+            namespace.recovery = match word(value, &["off", "stream", "cache"])? {
                 "off" => Recovery::Off,
                 "stream" => Recovery::Stream,
                 _ => Recovery::Cache,
@@ -106,8 +106,24 @@ pub static KEYS: &[Row] = &[
             Ok(())
         },
     },
-    Row { key: "presence", set: |_, value| no_switch_yet(value) },
-    Row { key: "join_leave", set: |_, value| word(value, &["off"], &["on", "forced"]).map(drop) },
+    Row {
+        key: "presence",
+        set: |namespace, value| {
+            namespace.presence = value.as_bool().ok_or(Refusal::expected("true or false"))?;
+            Ok(())
+        },
+    },
+    Row {
+        key: "join_leave",
+        set: |namespace, value| {
+            namespace.join_leave = match word(value, &["off", "on", "forced"])? {
+                "off" => JoinLeave::Off,
+                "on" => JoinLeave::On,
+                _ => JoinLeave::Forced,
+            };
+            Ok(())
+        },
+    },
     Row {
         key: "max_rate",
         set: |namespace, value| {
@@ -148,21 +164,11 @@ fn access(value: &DeValue<'_>, senseless: Option<Access>) -> Result<Access, Refu
     })
 }
 
-/// One of `now`, returned as it stands there; one of `later` is not available yet.
-fn word(
-    value: &DeValue<'_>,
-    now: &[&'static str],
-    later: &[&'static str],
-) -> Result<&'static str, Refusal> {
+/// One of `words`, returned as it stands there.
+fn word(value: &DeValue<'_>, words: &[&'static str]) -> Result<&'static str, Refusal> {
     let text = value.as_str().unwrap_or_default();
-    if let Some(word) = now.iter().find(|word| **word == text) {
-        return Ok(word);
-    }
-    if later.contains(&text) {
-        return Err(Refusal::NotYet(format!("{text:?}")));
-    }
-    let words: Vec<&str> = now.iter().chain(later).copied().collect();
-    Err(Refusal::Expected(listed(&words)))
+    let found = words.iter().find(|word| **word == text);
+    found.copied().ok_or_else(|| Refusal::Expected(listed(words)))
 }
 
 fn no_switch_yet(value: &DeValue<'_>) -> Result<(), Refusal> {

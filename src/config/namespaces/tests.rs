@@ -83,8 +83,8 @@ fn every_key_is_read() {
         history_size = 100
         history_ttl = "60s"
         recovery = "stream"
-        presence = false
-        join_leave = "off"
+        presence = true
+        join_leave = "forced"
         max_rate = "off"
         write_delay = 0
         delta = true
@@ -101,6 +101,8 @@ fn every_key_is_read() {
         history_size: 100,
         history_ttl: Duration::from_secs(60),
         recovery: Recovery::Stream,
+        presence: true,
+        join_leave: JoinLeave::Forced,
         max_rate: None,
         delta: true,
     };
@@ -162,14 +164,23 @@ fn openness_is_told() {
 }
 
 #[test]
-fn values_of_later_versions_are_refused_as_such() {
-    for entry in [
-        "presence = true",
-        "join_leave = \"on\"",
-        "join_leave = \"forced\"",
-        "write_delay = \"50ms\"",
-        "tags_filter = true",
+fn members_are_noted_where_somebody_may_know() {
+    assert!(!Namespaces::default().have_members());
+    for (entry, is_noted) in [
+        ("presence = true", true),
+        ("join_leave = \"on\"", true),
+        ("join_leave = \"forced\"", true),
+        ("presence_access = \"user\"", false),
     ] {
+        let namespaces = parsed(&format!("namespaces.a.{entry}"));
+        assert_eq!(namespaces.of("a:").unwrap().has_members(), is_noted, "{entry}");
+        assert_eq!(namespaces.have_members(), is_noted, "{entry}");
+    }
+}
+
+#[test]
+fn values_of_later_versions_are_refused_as_such() {
+    for entry in ["write_delay = \"50ms\"", "tags_filter = true"] {
         let expected = format!("2: namespaces.a.{entry} is not available in this version");
         assert_eq!(mistakes(&format!("[namespaces.a]\n{entry}\n")), expected);
     }

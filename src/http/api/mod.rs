@@ -7,6 +7,7 @@ mod control;
 mod history;
 mod key;
 mod members;
+mod presence;
 mod publish;
 mod registry;
 mod survey;
@@ -45,6 +46,8 @@ const METHODS: &[Method] = &[
     Method { name: "refresh", handler: control::refresh },
     Method { name: "history", handler: history::history },
     Method { name: "history_remove", handler: history::history_remove },
+    Method { name: "presence", handler: presence::presence },
+    Method { name: "presence_stats", handler: presence::presence_stats },
     Method { name: "info", handler: survey::info },
     Method { name: "channels", handler: survey::channels },
     Method { name: "rpc", handler: rpc },

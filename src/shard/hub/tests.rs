@@ -13,6 +13,7 @@ mod delta;
 mod model;
 mod ops;
 mod random;
+mod tell;
 
 fn frame(opcode: Opcode, mark: u8, payload_bytes: usize) -> Bytes {
     let mut out = Vec::new();
