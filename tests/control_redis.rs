@@ -14,8 +14,10 @@ const ANSWERED: Duration = Duration::from_secs(1);
 const ANSWERED_WHEN_BUSY: Duration = Duration::from_secs(5);
 
 fn start(url: &str) -> Hub {
-    let builder = Hub::builder().env("HUB_TOKEN_HMAC_SECRET", SECRET);
-    builder.env("HUB_REDIS_URL", url).start().wait_ready()
+    // Clients that nobody reads for a minute have to stay.
+    let builder = Hub::builder().env("HUB_PING_INTERVAL", "10m");
+    let builder = builder.env("HUB_TOKEN_HMAC_SECRET", SECRET).env("HUB_REDIS_URL", url);
+    builder.start().wait_ready()
 }
 
 fn fleet<const N: usize>(redis: &Redis) -> [Hub; N] {
