@@ -25,7 +25,10 @@ mod write;
 pub use codes::{Disconnect, ReplyError, Unsubscribe};
 pub use command::{Command, Kind, Malformed, decode, lines};
 pub use json::{DEPTH_MAX, JsonPayload, depth_within, json_payload, json_string};
-pub use push::{PubExtra, PushTemplate, put_client_info, put_publication, put_unsubscribe_push};
+pub use push::{
+    PubExtra, PushTemplate, put_client_info, put_publication, put_subscribe_push,
+    put_unsubscribe_push,
+};
 pub use reply::{
     ConnectResult, EmptyReply, HistoryResult, PING, PublicationList, RefreshOf, ServerSub,
     SubscribeResult, put_connect, put_empty, put_error, put_history, put_history_result,

@@ -198,7 +198,7 @@ fn put_reply(out: &mut Vec<u8>, id: u32, key: &'static str, fill: impl FnOnce(&m
     });
 }
 
-fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
+pub(super) fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
     fill_expiry(body, result.ttl);
     body.true_if("recoverable", result.recoverable);
     body.text_unless_empty("epoch", result.epoch);

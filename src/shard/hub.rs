@@ -95,7 +95,7 @@ pub struct Totals {
 }
 
 const TAKEN: u8 = 1;
-/// Not yet attached to a socket: collects, isn't written.
+/// Not yet attached to a socket, or its connect isn't answered: collects, isn't written.
 const HELD: u8 = 2;
 /// The socket was full at the last write.
 pub(super) const LAGGING: u8 = 4;
@@ -428,6 +428,38 @@ impl Hub {
         }
     }
 
+    /// Writes nothing more until [`Hub::release`].
+    pub fn hold(&mut self, id: SessionId) {
+        if let Some(seat) = self.seat_mut(id).filter(|seat| !seat.is(CLOSING)) {
+            seat.flags |= HELD;
+        }
+    }
+
+    /// Queues frames ahead of what was collected since [`Hub::hold`], or instead of it, and goes on to
+    /// write.
+    pub fn release(&mut self, id: SessionId, frames: &[u8], collected: Queued) {
+        if self.is_closing(id) {
+            return;
+        }
+        if collected == Queued::Drop {
+            self.drop_queued(id.idx);
+        }
+        let seat = &mut self.seats[id.idx as usize];
+        seat.flags &= !HELD;
+        let before = seat.own.take();
+        let outbox = &mut own(seat).outbox;
+        if let Some(Own { outbox: before, position }) = before.as_deref() {
+            // What was written in part goes on first.
+            let boundary = before.boundary_from(*position);
+            outbox.append(before, *position, boundary);
+            outbox.push_copy(frames);
+            outbox.append(before, boundary, before.end());
+        } else {
+            outbox.push_copy(frames);
+        }
+        self.dirty.insert(id.idx);
+    }
+
     /// Ends a session: leaves its channels, frees the seat. Call before the socket is dropped.
     pub fn remove_session(&mut self, id: SessionId) {
         if self.seat_mut(id).is_none() {
@@ -487,7 +519,14 @@ impl Hub {
         if self.is_closing(id) {
             return;
         }
+        let seat = &mut self.seats[id.idx as usize];
+        // Collected for a client that was told of no subscription yet.
+        let is_untold = seat.is(HELD) && seat.fd >= 0;
+        if is_untold {
+            seat.flags &= !HELD;
+        }
         match queued {
+            _ if is_untold => self.drop_queued(id.idx),
             Queued::Drop => self.drop_queued(id.idx),
             Queued::Flush => self.settle_all_behind(id.idx),
         }
