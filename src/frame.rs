@@ -20,7 +20,7 @@ pub const HEAD_BYTES_MAX: usize = 10;
 /// RFC 6455 5.5: a control frame's payload, that of a close included, has at most so many bytes.
 pub const CONTROL_BYTES_MAX: usize = 125;
 
-const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
+pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_BYTES_MAX - 2;
 const FIN_BIT: u8 = 0x80;
 /// Most replies are shorter than 126 bytes: a reserved head of two bytes is then already right.
 const RESERVED_HEAD_BYTES: usize = 2;

@@ -67,15 +67,22 @@ pub enum Drop {
     BadEnvelope,
     /// A publication over `HUB_PUBLICATION_BYTES_MAX` that came by plain `PUBLISH`.
     TooLarge,
+    /// A message of `ws:control` that isn't one.
+    BadControl,
+    /// A message of another node while too many waited; or a command of the server API, once per shard
+    /// that had no room for it.
+    ControlFull,
 }
 
-const DROPS: [(Drop, &str); 6] = [
+const DROPS: [(Drop, &str); 8] = [
     (Drop::SlowConsumer, "slow_consumer"),
     (Drop::NotUtf8, "not_utf8"),
     (Drop::MailboxFull, "mailbox_full"),
     (Drop::InboxFull, "inbox_full"),
     (Drop::BadEnvelope, "bad_envelope"),
     (Drop::TooLarge, "too_large"),
+    (Drop::BadControl, "bad_control"),
+    (Drop::ControlFull, "control_full"),
 ];
 
 /// Why the channels of this node may have missed something.
@@ -137,6 +144,9 @@ pub struct ShardMetrics {
     pub mailbox_items: Count,
     pub drops_slow_consumer: Count,
     pub drops_not_utf8: Count,
+    pub drops_control_full: Count,
+    /// Connections that a command of the server API changed.
+    pub controlled: Count,
     /// By [`Recovery`].
     pub recoveries: [Count; RECOVERIES.len()],
     /// Publications that came again, or late, and weren't delivered.
@@ -196,6 +206,12 @@ pub struct BrokerMetrics {
     pub newest_refused: Count,
     pub chain_bytes: Count,
     pub chains_refused: Count,
+    /// Messages of `ws:control` and of this node's own channel.
+    pub control_messages: Count,
+    /// Of those, the ones that only newer nodes understand.
+    pub control_unknown: Count,
+    pub surveys: Count,
+    pub surveys_partial: Count,
     /// When the broker's loop last ran, milliseconds since the node's start.
     pub alive_ms: Count,
 }

@@ -4,6 +4,8 @@
 //! tasks beside it that talk to it through the inbox and a list of finished publishes. Nothing
 //! here awaits Redis, so a frozen Redis delays no shard.
 
+mod fleet;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +20,8 @@ use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
 use super::redis::{Finished as Answered, PublishRequest, Push, Redis};
-use super::survey::{Asked, Finished, Surveys};
-use super::{BrokerCommand, Publish, SurveyResult, envelope};
+use super::survey::{Asked, Surveys};
+use super::{BrokerCommand, Publish, envelope};
 use crate::channel::ChannelId;
 use crate::config::{Namespace, Recovery};
 use crate::mailbox::{Receiver, Sender, Unbound};
@@ -177,14 +179,13 @@ impl Core {
             BrokerCommand::HistoryRemove { shard, request, channel } => {
                 self.remove_history(Asked { shard, request }, channel);
             }
-            BrokerCommand::Survey { shard, request } => {
-                self.start_survey(Asked { shard, request }, now_ms)
+            BrokerCommand::Control { shard, request, control } => {
+                self.control(Asked { shard, request }, control);
             }
-            BrokerCommand::SurveyPart { survey, channels } => {
-                if let Some(finished) = self.surveys.on_part(survey, channels) {
-                    self.finish_survey(finished);
-                }
+            BrokerCommand::Survey { shard, request, topic } => {
+                self.start_survey(Asked { shard, request }, topic, now_ms);
             }
+            BrokerCommand::ChannelPage { owed, page } => self.on_page(owed, page),
             BrokerCommand::Forget { shard } => {
                 self.interest.forget_shard(shard, now_ms);
                 self.chains.retain(|id| self.interest.has_shards(id));
@@ -333,6 +334,10 @@ impl Core {
                 Answered::HistoryRemoved { asked: Asked { shard, request }, result } => {
                     self.doors[shard].push(ShardEvent::HistoryRemoved { request, result });
                 }
+                Answered::Control { asked: Asked { shard, request }, result } => {
+                    self.doors[shard].push(ShardEvent::Controlled { request, result });
+                }
+                Answered::NodesAsked { survey, n_nodes } => self.on_asked(survey, n_nodes),
             }
         }
         for push in redis.take_pushes() {
@@ -388,6 +393,10 @@ impl Core {
                     door.push(ShardEvent::Gap(Gapped::All));
                 }
             }
+            Push::Control { payload } => self.on_message(&payload),
+            Push::ControlLost { n_dropped } => {
+                self.node.metrics.broker.on_drop(Drop::ControlFull, n_dropped);
+            }
             Push::Probe => {}
             Push::Up => self.link = LinkState::Up,
             Push::Down => {
@@ -435,9 +444,7 @@ impl Core {
         broker.newest_refused.set(self.newest.n_refused());
         let interest = &self.interest;
         self.newest.sweep(now_ms, |name| interest.knows(name));
-        for finished in self.surveys.on_tick(now_ms) {
-            self.finish_survey(finished);
-        }
+        self.end_surveys(now_ms);
         if now_ms >= self.next_ping_ms {
             self.next_ping_ms = now_ms + PING_INTERVAL_MS;
             self.doors.iter_mut().for_each(|door| door.push(ShardEvent::Ping));
@@ -467,23 +474,6 @@ impl Core {
             self.n_gaps_logged = n_gaps;
             self.gaps_logged_ms = now_ms;
         }
-    }
-
-    fn start_survey(&mut self, asked: Asked, now_ms: u64) {
-        match self.surveys.start(asked, self.doors.len(), now_ms) {
-            Some(survey) => {
-                self.doors.iter_mut().for_each(|door| door.push(ShardEvent::Survey { survey }))
-            }
-            None => self.finish_survey(Finished {
-                asked_by: asked,
-                result: SurveyResult { partial: true, ..SurveyResult::default() },
-            }),
-        }
-    }
-
-    fn finish_survey(&mut self, finished: Finished) {
-        let Asked { shard, request } = finished.asked_by;
-        self.doors[shard].push(ShardEvent::Surveyed { request, result: Box::new(finished.result) });
     }
 
     /// True: a mailbox is full, try again soon.

@@ -1,6 +1,6 @@
 //! The broker's side of one shard's mailbox: batches what a turn has for it.
 //!
-//! **Invariant:** only publications are ever dropped here; everything else waits until the
+//! **Invariant:** only publications and control commands are ever dropped here; everything else waits until the
 //! mailbox has room. What waits is bounded: replies by the commands that shards sent, sockets
 //! don't pass here, and publications by `mailbox_max`.
 //! **Invariant:** a channel of which a publication was dropped is announced as gapped before its
@@ -66,6 +66,17 @@ impl ShardDoor {
             self.flush();
         }
         true
+    }
+
+    /// Adds a command of the server API, or refuses it because the mailbox is at its bound: nobody
+    /// knows how many nodes ask how much, and a shard that far behind gets no better by it.
+    #[must_use]
+    pub fn try_push_control(&mut self, control: ShardEvent) -> bool {
+        let has_room = self.depth() < self.mailbox_max;
+        if has_room {
+            self.push(control);
+        }
+        has_room
     }
 
     /// Hands the batch over. False: the ring is full, flush again soon.

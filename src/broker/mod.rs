@@ -11,6 +11,7 @@
 //! Deliberately absent: sessions, sockets, frames.
 
 mod chains;
+mod control;
 mod core;
 mod door;
 mod envelope;
@@ -39,8 +40,13 @@ use crate::publication::Body;
 use crate::server::EXIT_SOFTWARE;
 use crate::shard::ShardEvent;
 
+pub use control::{
+    CONTROL_BYTES_MAX, ChannelCount, ChannelPage, ChannelsAsk, Control, Cursor, DisconnectUser,
+    NodeInfo, Overrides, RefreshUser, Since, SubscribeUser, Target, Topic, UnsubscribeUser, Verb,
+};
 pub use history::{Audience, HistoryAsk, HistoryError, HistoryPage, Listed, Order, Stored};
 pub use redis::PUBLISH_SCRIPT;
+pub use survey::{PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, SurveyResult};
 
 /// Commands that may lie in the broker's mailbox, in batches: every shard sends at most one
 /// batch a turn, and keeps what doesn't fit.
@@ -84,15 +90,22 @@ pub enum BrokerCommand {
         request: u32,
         channel: Box<str>,
     },
+    /// To all shards of all nodes. Answered by `Controlled`.
+    Control {
+        shard: usize,
+        request: u32,
+        control: Arc<Control>,
+    },
     /// Answered by `Surveyed`.
     Survey {
         shard: usize,
         request: u32,
+        topic: Topic,
     },
-    /// A shard's answer to `ShardEvent::Survey`.
-    SurveyPart {
-        survey: u32,
-        channels: Vec<(Box<str>, u32)>,
+    /// A shard's answer to `ShardEvent::ListChannels`.
+    ChannelPage {
+        owed: u32,
+        page: ChannelPage,
     },
     /// A shard started afresh: it has no channel any more, and its answers are void.
     Forget {
@@ -105,6 +118,7 @@ impl Weigh for BrokerCommand {
     fn weight(&self) -> usize {
         match self {
             Self::Publish { publish, .. } => 1 + publish.body.bytes() / 1024,
+            Self::Control { control, .. } => 1 + control.bytes() / 1024,
             _ => 1,
         }
     }
@@ -156,14 +170,6 @@ pub enum PublishError {
     /// No answer in time: it may or may not have been delivered.
     #[error("the broker did not answer in time")]
     Unknown,
-}
-
-/// Channels and their subscribers, summed over the shards that answered in time.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct SurveyResult {
-    pub channels: Vec<(Box<str>, u32)>,
-    /// A shard didn't answer in time.
-    pub partial: bool,
 }
 
 /// The door to the broker: any thread may hold it.

@@ -173,11 +173,11 @@ fn metrics_page(connection: &Connection, request: &Request<Incoming>) -> Reply {
     }
 }
 
-async fn api_call(connection: &Connection, method: &str, request: Request<Incoming>) -> Reply {
+async fn api_call(connection: &Connection, name: &str, request: Request<Incoming>) -> Reply {
     let shard = &connection.shard;
-    if !api::is_method(method) {
+    let Some(method) = api::method(name) else {
         return text(StatusCode::NOT_FOUND, "");
-    }
+    };
     if request.method() != Method::POST {
         return empty(StatusCode::METHOD_NOT_ALLOWED);
     }

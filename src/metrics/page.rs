@@ -68,7 +68,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 14] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 15] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -87,6 +87,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 14] = [
     }),
     ("position_checks", "Streams compared with what was delivered.", |shard| {
         &shard.position_checks
+    }),
+    ("controlled", "Connections that a command of the server API changed.", |shard| {
+        &shard.controlled
     }),
     ("mailbox_batches", "Batches taken from the mailbox.", |shard| &shard.mailbox_batches),
     ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {
@@ -147,6 +150,7 @@ impl Page {
                 let by_shards = shards.iter().map(|shard| match drop {
                     Drop::SlowConsumer => shard.drops_slow_consumer.get(),
                     Drop::NotUtf8 => shard.drops_not_utf8.get(),
+                    Drop::ControlFull => shard.drops_control_full.get(),
                     _ => 0,
                 });
                 let n = broker.drops[*drop as usize].get() + by_shards.sum::<u64>();
@@ -192,7 +196,7 @@ impl Page {
         )
     }
 
-    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 13] {
+    fn node_counters(&self) -> [(&'static str, &'static str, &Count); 17] {
         let Metrics { broker, listener, .. } = &*self.0;
         [
             ("history_reads", "Histories asked for.", &broker.history_reads),
@@ -217,6 +221,14 @@ impl Page {
                 &broker.newest_refused,
             ),
             ("chains_refused", "Payloads not kept, for want of room.", &broker.chains_refused),
+            ("control_messages", "Messages from nodes.", &broker.control_messages),
+            (
+                "control_unknown",
+                "Those that only newer nodes understand; ignored.",
+                &broker.control_unknown,
+            ),
+            ("surveys", "Questions to all nodes.", &broker.surveys),
+            ("surveys_partial", "Those that not all answered in time.", &broker.surveys_partial),
             ("reloads", "Times the namespaces were read again.", &listener.reloads),
             ("failed_reloads", "Times that failed and changed nothing.", &listener.failed_reloads),
             ("publications", "Publications that came in.", &broker.publications),

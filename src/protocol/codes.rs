@@ -139,6 +139,8 @@ impl ReplyError {
     pub const PERMISSION_DENIED: Self = Self::lasting(103, "permission denied");
     /// No such rpc method.
     pub const METHOD_NOT_FOUND: Self = Self::lasting(104, "method not found");
+    /// The same in the server API: no such method.
+    pub const NOT_FOUND: Self = Self::lasting(104, "not found");
     /// The connection has, or is getting, a subscription to this channel.
     pub const ALREADY_SUBSCRIBED: Self = Self::lasting(105, "already subscribed");
     /// The connection has `HUB_CHANNELS_MAX` subscriptions.

@@ -8,7 +8,7 @@
 //! ([`super::json_payload`], [`put_client_info`]); they are copied as they are.
 
 use super::Unsubscribe;
-use super::reply::{SubscribeResult, fill_subscribe};
+use super::reply::{SubscribeResult, fill_expiry, fill_subscribe};
 use super::write::{put_number, put_object, put_string};
 use crate::position::Position;
 
@@ -120,6 +120,13 @@ pub fn put_subscribe_push(out: &mut Vec<u8>, channel: &str, result: &SubscribeRe
     });
 }
 
+/// Appends the push that says when the connection ends: in so many seconds, or by itself never.
+pub fn put_refresh_push(out: &mut Vec<u8>, ttl: Option<u32>) {
+    put_object(out, |envelope| {
+        envelope.object("push", |push| push.object("refresh", |body| fill_expiry(body, ttl)));
+    });
+}
+
 /// Appends a ClientInfo. `user` and `client` are always there, even when empty; the two infos are
 /// JSON.
 pub fn put_client_info(
@@ -219,6 +226,15 @@ mod tests {
                 r#""offset":41,"positioned":true,"data":{"n":1}}}}"#
             ),
         );
+    }
+
+    #[test]
+    fn refreshes() {
+        check(
+            |out| put_refresh_push(out, Some(299)),
+            r#"{"push":{"refresh":{"expires":true,"ttl":299}}}"#,
+        );
+        check(|out| put_refresh_push(out, None), r#"{"push":{"refresh":{}}}"#);
     }
 
     #[test]

@@ -161,9 +161,9 @@ pub fn put_history(out: &mut Vec<u8>, id: u32, result: &HistoryResult<'_>) {
     put_reply(out, id, "history", |body| fill_history(body, result));
 }
 
-/// Appends the same as the server API answers it.
+/// Appends the same without the reply around it, for the server API.
 pub fn put_history_result(out: &mut Vec<u8>, result: &HistoryResult<'_>) {
-    put_object(out, |answer| answer.object("result", |body| fill_history(body, result)));
+    put_object(out, |body| fill_history(body, result));
 }
 
 fn fill_history(body: &mut Object<'_>, result: &HistoryResult<'_>) {
@@ -211,7 +211,7 @@ pub(super) fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>
     body.true_if("delta", result.delta);
 }
 
-fn fill_expiry(body: &mut Object<'_>, ttl: Option<u32>) {
+pub(super) fn fill_expiry(body: &mut Object<'_>, ttl: Option<u32>) {
     if let Some(seconds) = ttl {
         body.true_if("expires", true);
         body.number_unless_zero("ttl", seconds.into());

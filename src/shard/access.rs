@@ -36,9 +36,21 @@ impl Account {
 
 impl Session {
     /// Empty: anonymous.
-    fn user(&self) -> &str {
+    pub fn user(&self) -> &str {
         let user = self.account.as_ref().and_then(|account| account.user.as_ref());
         user.map_or("", UserPermit::name)
+    }
+
+    /// Sets when it ends, and if it does what others see of it.
+    pub fn set_expiry(&mut self, expire_at_s: Option<u64>, info: Option<&str>) {
+        if self.account.is_none() && expire_at_s.is_none() {
+            return;
+        }
+        let account = self.account.get_or_insert_default();
+        account.expire_at_s = expire_at_s;
+        if let Some(info) = info.filter(|_| expire_at_s.is_some()) {
+            account.info = Some(info.as_bytes().into());
+        }
     }
 
     fn subscription_token(&self, channel: &str) -> Option<&SubscriptionToken> {
@@ -63,7 +75,7 @@ impl Session {
     }
 }
 
-fn now_s() -> u64 {
+pub fn now_s() -> u64 {
     unix_ms() / 1000
 }
 
@@ -87,6 +99,9 @@ impl State {
             account.user = user;
             account.info = token.info;
             account.expire_at_s = token.expire_at;
+        }
+        if !token.user.is_empty() {
+            self.users.insert(&token.user, id.idx);
         }
         Ok(())
     }

@@ -164,7 +164,7 @@ impl State {
         name: &str,
         out: &mut Vec<u8>,
     ) -> Result<(), Disconnect> {
-        if self.unwant(id, name, asked)? {
+        if self.unwant(id, name, Asked::Unsubscribe(asked))? {
             line(out, |out| put_empty(out, asked, EmptyReply::Unsubscribe));
         }
         Ok(())

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::admission::SocketPermit;
 use crate::auth::Auth;
-use crate::broker::{HistoryError, HistoryPage, PublishError, SurveyResult};
+use crate::broker::{ChannelsAsk, Control, HistoryError, HistoryPage, PublishError, SurveyResult};
 use crate::channel::{Channel, ChannelId};
 use crate::mailbox::Weigh;
 use crate::position::Position;
@@ -94,9 +94,17 @@ pub enum ShardEvent {
     Access(Arc<Auth>),
     /// Answer by noting the time: proves that the mailbox and the loop work.
     Ping,
-    /// Count the subscribers of your channels.
-    Survey {
-        survey: u32,
+    /// What the server API asks of a user's connections, for those that are here.
+    Control(Arc<Control>),
+    /// The answer to a control command: whether it was sent to all nodes.
+    Controlled {
+        request: u32,
+        result: Result<(), PublishError>,
+    },
+    /// List some of your channels with the number of their subscribers.
+    ListChannels {
+        owed: u32,
+        ask: Box<ChannelsAsk>,
     },
     Surveyed {
         request: u32,
@@ -116,6 +124,7 @@ impl Weigh for ShardEvent {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
             Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
+            Self::Control(control) => 1 + control.bytes() / 1024,
             _ => 1,
         }
     }

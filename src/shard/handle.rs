@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
+use super::control::Left;
 use super::hub::{Queued, SessionId};
 use super::pace::Paces;
 use super::reader::{Flow, Input, Limits, Reader};
@@ -21,7 +22,8 @@ use super::{ShardEvent, socket};
 use crate::admission::{Refused, SocketPermit};
 use crate::auth::Denial;
 use crate::broker::{
-    BrokerCommand, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError, SurveyResult,
+    BrokerCommand, Control, Door, HistoryAsk, HistoryError, HistoryPage, Publish, PublishError,
+    SurveyResult, Topic,
 };
 use crate::config::Namespace;
 use crate::http::Handshakes;
@@ -50,6 +52,8 @@ pub struct Shard {
     input_time: Cell<Duration>,
     /// Something is held back by `max_rate`.
     pub(super) is_held: Notify,
+    /// The server API asks something of sessions.
+    pub(super) has_controls: Notify,
     stopped: Cell<bool>,
     broken: Cell<bool>,
     /// Connections that aren't upgraded.
@@ -68,6 +72,7 @@ impl Shard {
             loop_waker: RefCell::new(None),
             input_time: Cell::new(Duration::ZERO),
             is_held: Notify::new(),
+            has_controls: Notify::new(),
             stopped: Cell::new(false),
             broken: Cell::new(false),
             handshakes: Handshakes::new(handshakes_max),
@@ -188,6 +193,10 @@ impl Shard {
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
             }
+            ShardEvent::Control(control) => {
+                self.state.borrow_mut().on_control(control);
+                self.has_controls.notify_one();
+            }
             ShardEvent::Stop => self.stopped.set(true),
             ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
             event => self.state.borrow_mut().on_broker(event),
@@ -218,6 +227,14 @@ impl Shard {
     pub(super) fn show_due(&self) {
         self.state.borrow_mut().show_due(Instant::now());
         self.wake_loop();
+    }
+
+    /// Carries out a slice of what the server API asked.
+    pub(super) fn obey_some(&self) -> Left {
+        let left = self.state.borrow_mut().obey_some();
+        self.flush_door();
+        self.wake_loop();
+        left
     }
 
     // --- sessions
@@ -288,7 +305,9 @@ impl Shard {
         let mut state = self.state.borrow_mut();
         if state.hub.id_at(id.idx) == Some(id) {
             state.hub.remove_session(id);
-            state.sessions[id.idx as usize] = None;
+            if let Some(session) = state.sessions[id.idx as usize].take() {
+                state.users.remove(session.user(), id.idx);
+            }
             state.release_emptied();
         }
         drop(state);
@@ -385,13 +404,25 @@ impl Shard {
         self.state.borrow().auth.namespaces().of(channel).copied()
     }
 
-    /// Asks all shards for their channels.
-    pub fn survey(&self) -> oneshot::Receiver<SurveyResult> {
+    /// Asks all nodes.
+    pub fn survey(&self, topic: Topic) -> oneshot::Receiver<SurveyResult> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let request = state.ask(Request::Survey(sender));
         let shard = self.idx;
-        state.commands.push(BrokerCommand::Survey { shard, request });
+        state.commands.push(BrokerCommand::Survey { shard, request, topic });
+        drop(state);
+        self.flush_door();
+        receiver
+    }
+
+    /// Asks something of a user's connections on all nodes; answered once it is on its way to them.
+    pub fn control(&self, control: Control) -> oneshot::Receiver<Result<(), PublishError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = state.ask(Request::Control(sender));
+        let (shard, control) = (self.idx, Arc::new(control));
+        state.commands.push(BrokerCommand::Control { shard, request, control });
         drop(state);
         self.flush_door();
         receiver

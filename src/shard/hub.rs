@@ -21,6 +21,8 @@
 //! **Invariant:** all who get a channel's patches got its publication `last_serial` last.
 //! Deliberately absent: channel names, clocks, log lines, atomics.
 
+mod held;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -428,38 +430,6 @@ impl Hub {
         }
     }
 
-    /// Writes nothing more until [`Hub::release`].
-    pub fn hold(&mut self, id: SessionId) {
-        if let Some(seat) = self.seat_mut(id).filter(|seat| !seat.is(CLOSING)) {
-            seat.flags |= HELD;
-        }
-    }
-
-    /// Queues frames ahead of what was collected since [`Hub::hold`], or instead of it, and goes on to
-    /// write.
-    pub fn release(&mut self, id: SessionId, frames: &[u8], collected: Queued) {
-        if self.is_closing(id) {
-            return;
-        }
-        if collected == Queued::Drop {
-            self.drop_queued(id.idx);
-        }
-        let seat = &mut self.seats[id.idx as usize];
-        seat.flags &= !HELD;
-        let before = seat.own.take();
-        let outbox = &mut own(seat).outbox;
-        if let Some(Own { outbox: before, position }) = before.as_deref() {
-            // What was written in part goes on first.
-            let boundary = before.boundary_from(*position);
-            outbox.append(before, *position, boundary);
-            outbox.push_copy(frames);
-            outbox.append(before, boundary, before.end());
-        } else {
-            outbox.push_copy(frames);
-        }
-        self.dirty.insert(id.idx);
-    }
-
     /// Ends a session: leaves its channels, frees the seat. Call before the socket is dropped.
     pub fn remove_session(&mut self, id: SessionId) {
         if self.seat_mut(id).is_none() {
@@ -519,14 +489,8 @@ impl Hub {
         if self.is_closing(id) {
             return;
         }
-        let seat = &mut self.seats[id.idx as usize];
-        // Collected for a client that was told of no subscription yet.
-        let is_untold = seat.is(HELD) && seat.fd >= 0;
-        if is_untold {
-            seat.flags &= !HELD;
-        }
         match queued {
-            _ if is_untold => self.drop_queued(id.idx),
+            _ if self.end_hold(id.idx) => self.drop_queued(id.idx),
             Queued::Drop => self.drop_queued(id.idx),
             Queued::Flush => self.settle_all_behind(id.idx),
         }
@@ -636,7 +600,13 @@ impl Hub {
         self.seat(id).is_some() && self.cohort_of(id.idx).variant(slot).is_some()
     }
 
-    /// How many channels the session is subscribed to.
+    /// The slots of the channels that a session is subscribed to.
+    pub fn channels_of(&self, id: SessionId) -> impl Iterator<Item = u32> {
+        let cohort = self.seat(id).map(|_| self.cohort_of(id.idx));
+        cohort.into_iter().flat_map(|cohort| &cohort.channels).map(|channel| channel.slot)
+    }
+
+    /// How many they are.
     pub fn n_channels_of(&self, id: SessionId) -> usize {
         if self.seat(id).is_some() { self.cohort_of(id.idx).channels.len() } else { 0 }
     }
@@ -644,6 +614,11 @@ impl Hub {
     /// Subscribers of a channel on this shard.
     pub fn n_subscribers(&self, slot: u32) -> usize {
         self.cohorts.n_subscribers(slot)
+    }
+
+    /// Slots of channels are below this.
+    pub fn n_slots(&self) -> u32 {
+        self.cohorts.channels.len() as u32
     }
 
     pub fn n_channels(&self) -> usize {

@@ -12,6 +12,7 @@ mod access;
 mod cohort;
 mod commands;
 mod conflate;
+mod control;
 mod dirty;
 mod event;
 mod handle;
@@ -26,6 +27,7 @@ mod socket;
 mod state;
 mod stream;
 mod timers;
+mod users;
 mod waiting;
 mod welcome;
 
@@ -226,6 +228,7 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     let timer = PauseTimer::new();
     shard.spawn(sweep(shard.clone()));
     shard.spawn(show_due(shard.clone()));
+    shard.spawn(control::obey(shard.clone()));
     let mut walk = Walk {
         cursor: 0,
         left: 0,

@@ -9,12 +9,14 @@ use ahash::HashMap;
 use slab::Slab;
 use tokio::sync::oneshot;
 
+use super::control::Controls;
 use super::hub::{Hub, Queued, SessionId, Totals, Visit};
 use super::pace::Paces;
 use super::recovery::catch_up_room;
 use super::session::Session;
 use super::stream::{ReadKey, Stream};
 use super::timers::Drain;
+use super::users::Users;
 use super::waiting::Waiters;
 use super::{LinkState, ShardEvent, socket};
 use crate::auth::Auth;
@@ -68,6 +70,7 @@ pub(super) enum Request {
     HistoryRemove(oneshot::Sender<Result<(), HistoryError>>),
     Publish(oneshot::Sender<Result<Position, PublishError>>),
     Survey(oneshot::Sender<SurveyResult>),
+    Control(oneshot::Sender<Result<(), PublishError>>),
 }
 
 pub(super) struct State {
@@ -77,6 +80,8 @@ pub(super) struct State {
     pub life: u32,
     pub hub: Hub,
     pub sessions: Vec<Option<Session>>,
+    pub users: Users,
+    pub controls: Controls,
     pub names: HashMap<Box<str>, Local>,
     /// By slot; a stream only for channels with recovery.
     pub streams: Vec<Option<Box<Stream>>>,
@@ -122,6 +127,8 @@ impl State {
         Self {
             hub: Hub::new(node.config.outbox_bytes_max, totals_of(&node.metrics.shards[idx])),
             sessions: Vec::new(),
+            users: Users::default(),
+            controls: Controls::default(),
             auth: node.auth(),
             names: HashMap::default(),
             streams: Vec::new(),
@@ -252,13 +259,11 @@ impl State {
                     drop(sender.send(*result));
                 }
             }
-            ShardEvent::Survey { survey } => {
-                let live = self.names.iter().filter_map(|(name, local)| match local {
-                    Local::Live(slot) => Some((name.clone(), self.hub.n_subscribers(*slot) as u32)),
-                    Local::Pending(_) => None,
-                });
-                let channels = live.collect();
-                self.commands.push(BrokerCommand::SurveyPart { survey, channels });
+            ShardEvent::ListChannels { owed, ask } => self.list_channels(owed, &ask),
+            ShardEvent::Controlled { request, result } => {
+                if let Some(Request::Control(sender)) = self.answered(request) {
+                    let _ = sender.send(result);
+                }
             }
             ShardEvent::Link(link) => self.link = link,
             ShardEvent::Gap(gapped) => self.on_gap(gapped),

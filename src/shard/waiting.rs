@@ -20,8 +20,8 @@ use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, HistoryPage, Publis
 use crate::channel::{Channel, ChannelId};
 use crate::position::Position;
 use crate::protocol::{
-    Disconnect, EmptyReply, HistoryResult, ReplyError, SubscribeResult, put_empty, put_error,
-    put_history, put_subscribe,
+    Disconnect, EmptyReply, HistoryResult, ReplyError, SubscribeResult, Unsubscribe, put_empty,
+    put_error, put_history, put_subscribe, put_unsubscribe_push,
 };
 use crate::publication::Publication;
 
@@ -72,6 +72,8 @@ pub enum Asked {
     Subscribe(Ask),
     Unsubscribe(u32),
     Join,
+    /// The server API ends what was asked before.
+    End,
 }
 
 /// A subscribe command.
@@ -90,7 +92,7 @@ impl Asked {
     fn ask(&self) -> Ask {
         match self {
             Asked::Subscribe(ask) => *ask,
-            Asked::Unsubscribe(_) | Asked::Join => Ask::default(),
+            Asked::Unsubscribe(_) | Asked::Join | Asked::End => Ask::default(),
         }
     }
 }
@@ -98,13 +100,13 @@ impl Asked {
 /// Only the last wish takes effect: carrying out an unsubscribe on the way would close the
 /// channel under the subscribe that follows.
 pub fn is_wanted(asked: &[Asked]) -> bool {
-    !matches!(asked.last(), Some(Asked::Unsubscribe(_)))
+    !matches!(asked.last(), Some(Asked::Unsubscribe(_) | Asked::End))
 }
 
 /// What the last subscribe among them asks for.
 pub fn last_ask(asked: &[Asked]) -> Ask {
-    let subscribes = asked.iter().rev().find(|asked| !matches!(asked, Asked::Unsubscribe(_)));
-    subscribes.map(Asked::ask).unwrap_or_default()
+    let is_subscribe = |asked: &&Asked| matches!(asked, Asked::Subscribe(_) | Asked::Join);
+    asked.iter().rev().find(is_subscribe).map(Asked::ask).unwrap_or_default()
 }
 
 /// Questions that may wait for one channel.
@@ -173,14 +175,14 @@ impl State {
     }
 
     /// `Ok(false)`: answered together with the subscribe that still waits.
-    pub fn unwant(&mut self, id: SessionId, name: &str, asked: u32) -> Result<bool, Disconnect> {
+    pub fn unwant(&mut self, id: SessionId, name: &str, asked: Asked) -> Result<bool, Disconnect> {
         match self.names.get_mut(name) {
             Some(Local::Pending(waiters)) => {
                 if let Some(waiting) = waiters.get_mut(&id) {
                     if waiting.len() >= WAITING_MAX {
                         return Err(Disconnect::TOO_MANY_REQUESTS);
                     }
-                    waiting.push(Asked::Unsubscribe(asked));
+                    waiting.push(asked);
                     return Ok(false);
                 }
             }
@@ -192,7 +194,7 @@ impl State {
                     if waiting.len() >= WAITING_MAX {
                         return Err(Disconnect::TOO_MANY_REQUESTS);
                     }
-                    waiting.push(Asked::Unsubscribe(asked));
+                    waiting.push(asked);
                     return Ok(false);
                 }
                 self.hub.unsubscribe(id, slot);
@@ -390,6 +392,10 @@ impl State {
                 (Asked::Unsubscribe(command), _) => {
                     line(&mut out, |out| put_empty(out, command, EmptyReply::Unsubscribe));
                 }
+                (Asked::End, Ok(_)) => {
+                    line(&mut out, |out| put_unsubscribe_push(out, name, Unsubscribe::SERVER));
+                }
+                (Asked::End, Err(_)) => {} // It was told that it has nothing.
                 (Asked::Join, outcome) => self.on_joined(id, outcome.is_ok().then_some(slot)),
             }
         }

@@ -12,6 +12,10 @@ use tokio::sync::Notify;
 /// What one message is counted for beside its bytes.
 const MESSAGE_BYTES: usize = 96;
 
+/// Messages of other nodes that may wait, bytes: they have a bound of their own, so that a flood of
+/// publications doesn't drown them.
+const CONTROL_BYTES_MAX: usize = 8 << 20;
+
 /// One thing that happened on the link, in wire order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Push {
@@ -32,6 +36,13 @@ pub enum Push {
     Lost {
         n_dropped: u64,
     },
+    /// What a node says to this one, or to all.
+    Control {
+        payload: Vec<u8>,
+    },
+    ControlLost {
+        n_dropped: u64,
+    },
     /// The link's probe came back. Counted on arrival and never queued: a node that is behind
     /// must not take its link for dead, and cut itself off, just because its inbox is full.
     Probe,
@@ -43,6 +54,7 @@ pub enum Push {
 struct Queue {
     pushes: Vec<Push>,
     bytes: usize,
+    control_bytes: usize,
     generation: u64,
     n_probes: u64,
 }
@@ -78,17 +90,30 @@ impl Inbox {
             return;
         }
         let was_empty = queue.pushes.is_empty();
-        match (push, queue.bytes > self.bytes_max) {
-            (Push::Message { .. }, true) => {
+        match push {
+            Push::Message { .. } if queue.bytes > self.bytes_max => {
                 if let Some(Push::Lost { n_dropped }) = queue.pushes.last_mut() {
                     *n_dropped += 1;
                 } else {
                     queue.pushes.push(Push::Lost { n_dropped: 1 });
                 }
             }
-            (push, _) => {
-                if let Push::Message { channel, payload } = &push {
-                    queue.bytes += channel.len() + payload.len() + MESSAGE_BYTES;
+            Push::Control { .. } if queue.control_bytes > CONTROL_BYTES_MAX => {
+                if let Some(Push::ControlLost { n_dropped }) = queue.pushes.last_mut() {
+                    *n_dropped += 1;
+                } else {
+                    queue.pushes.push(Push::ControlLost { n_dropped: 1 });
+                }
+            }
+            push => {
+                match &push {
+                    Push::Message { channel, payload } => {
+                        queue.bytes += channel.len() + payload.len() + MESSAGE_BYTES;
+                    }
+                    Push::Control { payload } => {
+                        queue.control_bytes += payload.len() + MESSAGE_BYTES;
+                    }
+                    _ => {}
                 }
                 queue.pushes.push(push);
             }
@@ -112,7 +137,7 @@ impl Inbox {
     /// Everything so far.
     pub fn take(&self) -> Vec<Push> {
         let mut queue = self.queue.lock();
-        queue.bytes = 0;
+        (queue.bytes, queue.control_bytes) = (0, 0);
         std::mem::take(&mut queue.pushes)
     }
 }
@@ -154,6 +179,22 @@ mod tests {
         inbox.push(2, Push::Probe);
         assert_eq!(inbox.n_probes(), 1);
         assert_eq!(inbox.take().len(), 2);
+    }
+
+    #[test]
+    fn nodes_are_heard_over_a_full_inbox_and_bounded_too() {
+        let inbox = Inbox::new(1_000);
+        inbox.start(1);
+        let control = |bytes| Push::Control { payload: vec![0; bytes] };
+        inbox.push(1, message(1_000));
+        inbox.push(1, control(CONTROL_BYTES_MAX));
+        inbox.push(1, control(1));
+        inbox.push(1, control(1));
+        inbox.push(1, message(1));
+        let lost = [Push::ControlLost { n_dropped: 2 }, Push::Lost { n_dropped: 1 }];
+        assert_eq!(inbox.take()[2..], lost);
+        inbox.push(1, control(1));
+        assert_eq!(inbox.take(), [control(1)]);
     }
 
     #[test]

@@ -29,6 +29,15 @@ use crate::config::RedisUrl;
 /// Dialling takes at most this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a node publishes on its own channel to see whether it comes back.
+pub const PROBE: &[u8] = b"probe";
+
+/// The hub's own channels that a node is subscribed to.
+pub struct OwnChannels {
+    pub node: Vec<u8>,
+    pub all: Vec<u8>,
+}
+
 /// Where and how to dial.
 pub struct Dialer {
     client: Client,
@@ -44,20 +53,27 @@ impl Dialer {
         Ok(Self { client, response_timeout })
     }
 
-    /// Dials the pub/sub link, subscribed to `probe_channel`. Its pushes go to `inbox` under
+    /// Dials the pub/sub link, subscribed to the hub's own channels. Its pushes go to `inbox` under
     /// `generation`; `broken` hears of its end, be it before this returns.
     pub async fn pubsub(
         &self,
         inbox: Arc<Inbox>,
         generation: u64,
         broken: Arc<Notify>,
-        probe_channel: &[u8],
+        own: OwnChannels,
     ) -> Result<PubSubLink, RedisError> {
-        let own = probe_channel.to_vec();
+        let to_subscribe = [own.node.clone(), own.all.clone()];
         let sender = move |info: PushInfo| {
             match translate(info) {
-                Some(Push::Message { channel, .. }) if channel == own => {
+                Some(Push::Message { channel, payload })
+                    if payload == PROBE && channel == own.node =>
+                {
                     inbox.push(generation, Push::Probe);
+                }
+                Some(Push::Message { channel, payload })
+                    if channel == own.all || channel == own.node =>
+                {
+                    inbox.push(generation, Push::Control { payload });
                 }
                 Some(push) => {
                     if push == Push::Down {
@@ -75,8 +91,7 @@ impl Dialer {
             .set_push_sender(sender);
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut link = PubSubLink(connected);
-        let probe = [probe_channel.to_vec()];
-        let forbidden = timeout(self.response_timeout, link.subscribe(&probe))
+        let forbidden = timeout(self.response_timeout, link.subscribe(&to_subscribe))
             .await
             .map_err(|elapsed| RedisError::from(std::io::Error::from(elapsed)))??;
         if forbidden.is_empty() {
@@ -380,6 +395,22 @@ impl CommandLink {
             }
             Err(error) => Published::failed(n, &error, calls.len()),
         }
+    }
+
+    /// PUBLISHes, some time, and returns how many links got it. Subscribers of patterns, which are
+    /// no nodes, aren't counted where Redis lets that be asked.
+    pub async fn publish_counting(&mut self, message: &Plain) -> Result<usize, RedisError> {
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        pipe.cmd("PUBSUB").arg("NUMSUB").arg(&message.channel);
+        pipe.cmd("PUBLISH").arg(&message.channel).arg(&message.payload);
+        pipe.ignore_errors();
+        let mut replies = pipe.query_async::<Vec<Reply>>(&mut self.connection).await?.into_iter();
+        let n_exact = replies.next().and_then(Result::ok).and_then(|reply| {
+            let (_, n) = redis::from_redis_value::<(Value, usize)>(reply).ok()?;
+            Some(n)
+        });
+        let n_links = redis::from_redis_value(replies.next().transpose()?.unwrap_or(Value::Nil))?;
+        Ok(n_exact.unwrap_or(n_links))
     }
 
     async fn publish_some_time(

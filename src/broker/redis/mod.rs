@@ -11,6 +11,7 @@
 mod backoff;
 mod inbox;
 mod link;
+mod nodes;
 mod past;
 mod script;
 
@@ -32,7 +33,7 @@ use crate::position::Position;
 use backoff::Backoff;
 use inbox::Inbox;
 pub use inbox::Push;
-use link::{CommandLink, Dialer, Plain, PubSubLink, publish_error};
+use link::{CommandLink, Dialer, OwnChannels, Plain, PubSubLink, publish_error};
 use past::Reads;
 pub use script::PUBLISH_SCRIPT;
 use script::{Call, PublishReply};
@@ -63,9 +64,27 @@ pub struct PublishRequest {
 
 /// The answer to a command.
 pub enum Finished {
-    Publish { asked: Option<Asked>, result: Result<Position, PublishError> },
-    History { asked: Asked, result: Result<Arc<HistoryPage>, HistoryError> },
-    HistoryRemoved { asked: Asked, result: Result<(), HistoryError> },
+    Publish {
+        asked: Option<Asked>,
+        result: Result<Position, PublishError>,
+    },
+    History {
+        asked: Asked,
+        result: Result<Arc<HistoryPage>, HistoryError>,
+    },
+    HistoryRemoved {
+        asked: Asked,
+        result: Result<(), HistoryError>,
+    },
+    Control {
+        asked: Asked,
+        result: Result<(), PublishError>,
+    },
+    /// So many nodes got a survey's question; `None`: it didn't get through.
+    NodesAsked {
+        survey: u32,
+        n_nodes: Option<usize>,
+    },
 }
 
 pub struct Redis {
@@ -78,6 +97,8 @@ pub struct Redis {
     command: RefCell<Option<Command>>,
     n_in_flight: Cell<usize>,
     bytes_in_flight: Cell<usize>,
+    /// Messages to nodes that are on their way.
+    n_messages: Cell<usize>,
     /// As many as there were commands.
     finished: RefCell<Vec<Finished>>,
     reads: Reads,
@@ -119,6 +140,7 @@ impl Redis {
             command: RefCell::new(None),
             n_in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
+            n_messages: Cell::new(0),
             finished: RefCell::new(Vec::new()),
             reads: Reads::default(),
             complained: Cell::new(None),
@@ -297,7 +319,7 @@ impl Redis {
     /// Publishes a probe. True: Redis took it.
     async fn send_probe(&self) -> bool {
         let Some(Command { mut link, .. }) = self.command.borrow().clone() else { return false };
-        let probe = Plain { channel: self.probe_channel.clone(), payload: b"probe".to_vec() };
+        let probe = Plain { channel: self.probe_channel.clone(), payload: link::PROBE.to_vec() };
         let published = link.publish([probe].into_iter(), Vec::new()).await;
         !published.broken
     }
@@ -314,7 +336,7 @@ async fn supervise_pubsub(redis: Rc<Redis>) {
             redis.inbox.clone(),
             generation,
             broken.clone(),
-            &redis.probe_channel,
+            OwnChannels { node: redis.probe_channel.clone(), all: redis.to_all_nodes() },
         );
         match dialled.await {
             Ok(link) => {
