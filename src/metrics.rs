@@ -147,6 +147,8 @@ pub struct ShardMetrics {
     pub drops_control_full: Count,
     /// Connections that a command of the server API changed.
     pub controlled: Count,
+    /// Server-side subscriptions that the API asked for and a session can't have.
+    pub serves_refused: Count,
     /// By [`Recovery`].
     pub recoveries: [Count; RECOVERIES.len()],
     /// Publications that came again, or late, and weren't delivered.

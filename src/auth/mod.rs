@@ -129,8 +129,7 @@ impl Auth {
         };
         let tie = if token.is_some() { Tie::Token } else { Tie::None };
         let standing = Standing::new(wish.bearer.user, tie);
-        if self.is_dev || permission::allows(namespace, Action::Subscribe, wish.channel, standing)
-        {
+        if self.is_dev || permission::allows(namespace, Action::Subscribe, wish.channel, standing) {
             Ok(Granted { namespace, token })
         } else {
             Err(ReplyError::PERMISSION_DENIED.into())

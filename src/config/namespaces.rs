@@ -259,7 +259,8 @@ impl Reading<'_> {
                 // Which of all the other names it should be, it doesn't say.
                 "*" if namespace.personal => self.blame(
                     Some(key.span().start),
-                    r#"namespaces."*".personal: expected a namespace with a name, or """#.to_owned(),
+                    r#"namespaces."*".personal: expected a namespace with a name, or """#
+                        .to_owned(),
                 ),
                 name if namespace.personal => into.personal.push(name.into()),
                 _ => {}

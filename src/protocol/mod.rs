@@ -26,8 +26,7 @@ pub use codes::{Disconnect, ReplyError, Unsubscribe};
 pub use command::{Command, Kind, Malformed, decode, lines};
 pub use json::{DEPTH_MAX, JsonPayload, depth_within, json_payload, json_string};
 pub use push::{
-    PubExtra, PushTemplate, put_client_info, put_publication, put_refresh_push,
-    put_subscribe_push,
+    PubExtra, PushTemplate, put_client_info, put_publication, put_refresh_push, put_subscribe_push,
     put_unsubscribe_push,
 };
 pub use reply::{

@@ -22,6 +22,7 @@ mod pace;
 mod pause;
 pub mod reader;
 mod recovery;
+mod served;
 mod session;
 mod socket;
 mod state;

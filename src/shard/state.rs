@@ -103,6 +103,8 @@ pub(super) struct State {
     pub link: LinkState,
     pub now_ms: u64,
     pub drain: Option<Drain>,
+    /// What came before a connect was answered, and is to be run.
+    pub held: Vec<(SessionId, Vec<u8>)>,
 }
 
 /// Counters go on where they were before a panic.
@@ -149,6 +151,7 @@ impl State {
             link: if node.config.redis_url.is_some() { LinkState::Down } else { LinkState::Up },
             now_ms: node.now_ms(),
             drain: None,
+            held: Vec::new(),
             idx,
             life,
             node,

@@ -244,6 +244,12 @@ impl Stream {
         }
     }
 
+    /// What a subscriber is told again.
+    pub fn standing(&self) -> Welcome {
+        let positioned = self.recovery == Recovery::Stream || self.has_history;
+        Welcome { positioned, ..self.welcome(self.position.unwrap_or_default()) }
+    }
+
     fn must_look(&self) -> bool {
         self.has_history && self.newest.is_none() && !self.is_empty
     }
