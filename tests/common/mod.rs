@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod past;
 pub mod proxy;
 pub mod redis;
+pub mod served;
 pub mod swarm;
 pub mod sys;
 pub mod traffic;
