@@ -187,3 +187,34 @@ fn a_client_gets_back_what_it_may_have() {
     let Served { subs, .. } = connected(&place.a, json!({ "connect": { "subs": wants } }));
     assert_eq!(subs, Value::Null, "what an anonymous one may have");
 }
+
+#[test]
+fn a_fresh_token_changes_no_subscription() {
+    let place = Place::memory();
+    let Served { mut cf, .. } =
+        connected(&place.a, connect(&json!({ "sub": "42", "channels": ["news"] })));
+    let token = sign(&json!({ "sub": "42", "channels": ["signed:a"] }), SECRET);
+    let reply = cf.command(json!({ "refresh": { "token": token } }));
+    assert_eq!(reply["refresh"], json!({}), "{reply}");
+    publish_each(&place.a, "signed:a", [1]);
+    publish_each(&place.a, "news", [2]);
+    publish_each(&place.a, "#42", [3]);
+    assert_eq!((next(&mut cf), next(&mut cf)), ("news 2".to_owned(), "#42 3".to_owned()));
+    // Nor does a subscription's token turn one of the server's into the client's own.
+    let token = sign(&json!({ "sub": "42", "channel": "news" }), SECRET);
+    let refresh = json!({ "sub_refresh": { "channel": "news", "token": token } });
+    assert_eq!(cf.error(refresh)["code"], 103);
+}
+
+#[test]
+fn a_raw_client_has_the_channels_of_its_address() {
+    let place = Place::memory();
+    let token = sign(&json!({ "sub": "42", "channels": ["news"] }), SECRET);
+    let dial = Dial::new(&place.a, &raw_path(&["other"]));
+    let mut raw = dial.header("Authorization", &format!("Bearer {token}")).open();
+    for channel in ["news", "#42", "other"] {
+        publish_each(&place.a, channel, [1]);
+    }
+    assert_eq!(raw.next_data(SOON).expect("its own").text(), "1");
+    assert!(raw.next_data(QUIET).is_none());
+}

@@ -6,9 +6,10 @@ mod common;
 use common::cf::{Cf, publish, subscribe};
 use common::past::{At, offsets};
 use common::served::{
-    Place, Served, close, connect, connected, namespaces, next, publish_each, reconnect, start,
+    Place, Served, close, connect, connected, namespaces, next, next_push, publish_each, reconnect,
+    result, start,
 };
-use common::{Direction, Proxy, QUIET, Redis, Rng, SOON, eventually, ms, scaled};
+use common::{Direction, Hub, Proxy, QUIET, Redis, Rng, SOON, eventually, ms, scaled};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -44,6 +45,88 @@ fn what_is_published_meanwhile_comes_behind_the_reply() {
     proxy.delay(Direction::Down, ms(0), ms(0));
     publish_each(&fast, "r:a", [3]);
     assert_eq!(next(&mut cf), "r:a 3");
+}
+
+/// A node with one shard behind a link that takes a second, and a fast one.
+struct Slow {
+    slow: Hub,
+    fast: Hub,
+    _proxy: Proxy,
+    _redis: Redis,
+    _file: tempfile::NamedTempFile,
+}
+
+fn slow_after(set_up: impl Fn(&Hub, &Hub)) -> Slow {
+    let (redis, file) = (Redis::start(), namespaces());
+    let proxy = Proxy::start(redis.addr());
+    let slow = start(&file, Some(&proxy.url()), &[("HUB_SHARDS", "1")]);
+    let fast = start(&file, Some(&redis.url()), &[]);
+    set_up(&slow, &fast);
+    proxy.delay(Direction::Down, ms(1_000), ms(1_000));
+    Slow { slow, fast, _proxy: proxy, _redis: redis, _file: file }
+}
+
+fn names(subs: &Value) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        subs.as_object().expect("an object").keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+/// What the API asks comes while the streams of a connect are read.
+#[test]
+fn a_connect_that_waits_is_meant_by_the_api_too() {
+    let Slow { slow, fast, .. } = &slow_after(|_, _| {});
+    let mut cf = Cf::dial(slow);
+    let claims = json!({ "sub": "42", "channels": ["r:a", "r:b"] });
+    let ids = cf.send(vec![connect(&claims)]);
+    let mut gone = Cf::dial(slow);
+    gone.send(vec![connect(&json!({ "sub": "43", "channels": ["r:a", "r:b"] }))]);
+    // Once it is seen to be there.
+    assert!(eventually(SOON, || slow.metric_sum("hubbub_commands_total") >= 2.0));
+    result(fast, "unsubscribe", json!({ "user": "42", "channel": "r:a" }));
+    let body = json!({ "user": "42", "channel": "r:c", "data": 7 });
+    result(fast, "subscribe", body);
+    result(fast, "subscribe", json!({ "user": "42", "channel": "r:b", "data": 8 }));
+    result(fast, "disconnect", json!({ "user": "43" }));
+    let subs = cf.reply(ids[0], SOON).expect("a reply")["connect"]["subs"].clone();
+    assert_eq!(names(&subs), ["#42", "r:b", "r:c", "user:#42"]);
+    assert_eq!((&subs["r:c"]["data"], &subs["r:b"]["data"]), (&json!(7), &json!(8)));
+    assert_eq!(gone.next_close(SOON), close(3503, "force disconnect"));
+    assert!(gone.replies.is_empty(), "{:?}", gone.replies);
+    for channel in ["r:a", "r:b", "r:c"] {
+        publish_each(fast, channel, [1]);
+    }
+    assert_eq!((next(&mut cf), next(&mut cf)), ("r:b 1".to_owned(), "r:c 1".to_owned()));
+    assert!(cf.stays_quiet(QUIET));
+}
+
+/// The API puts a client into the channel that it is just about to recover.
+#[test]
+fn what_was_missed_comes_once_however_many_asked() {
+    let Slow { slow, fast, .. } = &slow_after(|_, fast| {
+        publish_each(fast, "r:a", 1..=5);
+    });
+    let mut cf = Cf::dial(slow);
+    let reply = cf.command(connect(&json!({ "sub": "42" })));
+    assert!(reply["connect"].is_object(), "{reply}");
+    let epoch = result(fast, "history", json!({ "channel": "r:a" }))["epoch"].clone();
+    let n_before = slow.metric_sum("hubbub_commands_total");
+    let since = json!({ "channel": "r:a", "recover": true, "offset": 2, "epoch": epoch });
+    let ids = cf.send(vec![json!({ "subscribe": since })]);
+    assert!(eventually(SOON, || slow.metric_sum("hubbub_commands_total") > n_before));
+    let since = json!({ "offset": 1, "epoch": epoch });
+    for _ in 0..2 {
+        let body = json!({ "user": "42", "channel": "r:a", "recover_since": since });
+        result(fast, "subscribe", body);
+    }
+    let reply = cf.reply(ids[0], SOON).expect("a reply")["subscribe"].clone();
+    assert_eq!(offsets(&reply), [3, 4, 5], "{reply}");
+    for _ in 0..2 {
+        assert_eq!(next_push(&mut cf)["subscribe"]["offset"], 5);
+    }
+    publish_each(fast, "r:a", [6]);
+    assert_eq!(next(&mut cf), "r:a 6", "and nothing twice");
 }
 
 #[test]
@@ -180,7 +263,7 @@ fn nothing_falls_between_the_reply_and_live() {
 }
 
 /// One visit; where it left.
-fn stay(hub: &common::Hub, command: Value, channel: &str, before: Option<At>, rng: &mut Rng) -> At {
+fn stay(hub: &Hub, command: Value, channel: &str, before: Option<At>, rng: &mut Rng) -> At {
     let Served { mut cf, subs } = connected(hub, command);
     assert_eq!(subs.as_object().map(serde_json::Map::len), Some(4), "{subs}");
     let sub = &subs[channel];

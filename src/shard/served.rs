@@ -113,6 +113,7 @@ impl State {
             held: Vec::new(),
         };
         session.served = Some(Box::new(Served { grants, connect: Some(connect) }));
+        let wants = &wants[..wants.len().min(self.node.config.channels_max)];
         for name in &names {
             if !self.is_connecting(id) {
                 break; // It was refused: the client begins anew.
