@@ -145,7 +145,7 @@ pub struct ShardMetrics {
     pub drops_slow_consumer: Count,
     pub drops_not_utf8: Count,
     pub drops_control_full: Count,
-    /// Connections that a command of the server API changed.
+    /// Connections for which a command of the server API was carried out.
     pub controlled: Count,
     /// Server-side subscriptions that the API asked for and a session can't have.
     pub serves_refused: Count,

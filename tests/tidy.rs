@@ -332,6 +332,19 @@ fn the_readme_lists_every_knob() {
     assert_eq!(readme, names_after(&rows, "\"HUB_", '"'));
 }
 
+#[test]
+fn the_readme_lists_every_method() {
+    let readme: Vec<String> = read("README.md")
+        .split(['|', ','])
+        .map(str::trim)
+        .filter_map(|path| path.strip_prefix("`/api/")?.strip_suffix('`').map(str::to_owned))
+        .collect();
+    let mut methods = names_after(&read("src/http/api/mod.rs"), "Method { name: \"", '"');
+    methods.push("batch".to_owned());
+    methods.iter().for_each(|name| assert!(readme.contains(name), "README.md: no `/api/{name}`"));
+    assert_eq!(readme.len(), methods.len(), "{readme:?}");
+}
+
 /// `sector SYMBOL price`, a line per symbol, in order.
 fn market_of_the_server() -> Vec<String> {
     let table = read("src/http/demo_symbols.rs");

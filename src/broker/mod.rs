@@ -119,6 +119,7 @@ impl Weigh for BrokerCommand {
         match self {
             Self::Publish { publish, .. } => 1 + publish.body.bytes() / 1024,
             Self::Control { control, .. } => 1 + control.bytes() / 1024,
+            Self::ChannelPage { page, .. } => 1 + page.channels.len() / 32,
             _ => 1,
         }
     }

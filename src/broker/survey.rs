@@ -245,3 +245,111 @@ impl Cursor {
         (shard + 1 < n_shards).then_some(Self { shard: shard + 1, slot: 0 })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::ChannelCount;
+    use super::*;
+
+    const ASKED: Asked = Asked { shard: 0, request: 1 };
+    const OWN: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+
+    fn info(uid: &str) -> Part {
+        Part::Info(NodeInfo { uid: uid.into(), ..NodeInfo::default() })
+    }
+
+    fn page(name: &str, next: Option<Cursor>) -> ChannelPage {
+        let channels = vec![ChannelCount { name: name.into(), n: 1 }];
+        ChannelPage { channels, next, partial: false }
+    }
+
+    /// Starts a survey, lets all this happen, and looks at what there is in the end.
+    #[track_caller]
+    fn check(steps: impl FnOnce(&mut Surveys, u32), uids: &[&str], partial: bool) {
+        let mut surveys = Surveys::default();
+        let id = surveys.start(ASKED, Topic::Info, 0).unwrap();
+        steps(&mut surveys, id);
+        let result = surveys.take(id).unwrap().result;
+        let found: Vec<&str> = result.nodes.iter().map(|node| &*node.uid).collect();
+        assert_eq!((found.as_slice(), result.partial), (uids, partial));
+        assert_eq!(surveys.on_answer(id, OTHER, info("late")), Then::Wait);
+    }
+
+    #[test]
+    fn a_survey_ends_once_all_have_answered_by_a_link_that_works() {
+        let all = |surveys: &mut Surveys, id| {
+            assert_eq!(surveys.on_answer(id, OWN, info("own")), Then::Wait);
+            assert_eq!(surveys.on_asked(id, 2), Then::Wait);
+            assert_eq!(surveys.on_answer(id, OTHER, info("other")), Then::Wait);
+            assert_eq!(surveys.on_answer(id, OTHER, info("again")), Then::Wait);
+            assert_eq!(surveys.on_heard(id), Then::Finish);
+        };
+        check(all, &["own", "other"], false);
+        let deaf = |surveys: &mut Surveys, id| {
+            surveys.on_answer(id, OWN, info("own"));
+            assert_eq!(surveys.on_asked(id, 1), Then::Wait, "the other one may be who is counted");
+            assert!(surveys.take_due(SURVEY_MS_MAX - 1).is_empty());
+        };
+        check(deaf, &["own"], true);
+        let early = |surveys: &mut Surveys, id| {
+            surveys.on_heard(id);
+            surveys.on_answer(id, OTHER, info("other"));
+            surveys.on_answer(id, OWN, info("own"));
+            assert_eq!(surveys.on_asked(id, 2), Then::Finish);
+        };
+        check(early, &["other", "own"], false);
+    }
+
+    #[test]
+    fn alone_this_node_is_all_or_part() {
+        let alone = |link| {
+            move |surveys: &mut Surveys, id| {
+                assert_eq!(surveys.on_alone(id, link), Then::Wait);
+                assert_eq!(surveys.on_answer(id, OWN, info("own")), Then::Finish);
+            }
+        };
+        check(alone(Alone::ByNature), &["own"], false);
+        check(alone(Alone::CutOff), &["own"], true);
+    }
+
+    #[test]
+    fn channels_come_page_by_page() {
+        let mut surveys = Surveys::default();
+        let ask = ChannelsAsk { pattern: "*".into(), ..ChannelsAsk::default() };
+        let id = surveys.start(ASKED, Topic::Channels(ask.clone()), 0).unwrap();
+        surveys.on_alone(id, Alone::ByNature);
+        let at = Cursor { shard: 0, slot: 7 };
+        let then = surveys.on_answer(id, OWN, Part::Channels(page("a", Some(at))));
+        assert_eq!(then, Then::Ask(Topic::Channels(ChannelsAsk { at, ..ask })));
+        assert_eq!(surveys.on_answer(id, OWN, info("what wasn't asked")), Then::Wait);
+        let missing = ChannelPage::missing(0, 1);
+        assert_eq!(surveys.on_answer(id, OWN, Part::Channels(missing)), Then::Finish);
+        let result = surveys.take(id).unwrap().result;
+        assert_eq!((result.pages.len(), result.partial), (2, true));
+    }
+
+    #[test]
+    fn what_a_survey_collects_is_bounded() {
+        let mut surveys = Surveys::default();
+        let id = surveys.start(ASKED, Topic::Channels(ChannelsAsk::default()), 0).unwrap();
+        surveys.on_alone(id, Alone::ByNature);
+        let at = Some(Cursor::default());
+        let name = "x".repeat(SURVEY_BYTES_MAX / 2);
+        let big = || Part::Channels(page(&name, at));
+        assert!(matches!(surveys.on_answer(id, OWN, big()), Then::Ask(_)));
+        assert_eq!(surveys.on_answer(id, OWN, big()), Then::Finish);
+        let result = surveys.take(id).unwrap().result;
+        assert_eq!((result.pages.len(), result.partial), (1, true));
+        let open: Vec<_> =
+            (0..=SURVEYS_MAX).map(|_| surveys.start(ASKED, Topic::Info, 0)).collect();
+        assert_eq!(open.iter().flatten().count(), SURVEYS_MAX);
+        assert_eq!(surveys.take_due(SURVEY_MS_MAX).len(), SURVEYS_MAX);
+        let owed = Owed { node: OTHER, survey: 1, ask: ChannelsAsk::default() };
+        let owes: Vec<_> = (0..=OWED_MAX).map(|_| surveys.owe(owed.clone(), 0)).collect();
+        assert_eq!(owes.iter().flatten().count(), OWED_MAX);
+        assert_eq!(surveys.on_page(owes[0].unwrap()), Some(owed));
+        assert_eq!(surveys.take_overdue(PAGE_MS_MAX).len(), OWED_MAX - 1);
+        assert_eq!(surveys.on_page(owes[1].unwrap()), None);
+    }
+}

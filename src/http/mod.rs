@@ -38,6 +38,7 @@ use crate::protocol::{Disconnect, ReplyError};
 use crate::publication::Format;
 use crate::shard::hub::SessionId;
 use crate::shard::{Accepted, Role, Shard};
+use api::{ErrorMode, Route};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -155,9 +156,9 @@ async fn route(connection: &Connection, mut request: Request<Incoming>) -> Reply
                 .insert(LOCATION, "/demo".parse().expect("invariant: a path is a header value"));
             reply
         }
-        path => match path.strip_prefix("/api/") {
-            Some(method) if internal => api_call(connection, method, request).await,
-            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        path => match path.strip_prefix("/api").filter(|_| internal).and_then(Route::of) {
+            Some(route) => api_call(connection, route, request).await,
+            None => text(StatusCode::NOT_FOUND, "not found\n"),
         },
     }
 }
@@ -173,11 +174,8 @@ fn metrics_page(connection: &Connection, request: &Request<Incoming>) -> Reply {
     }
 }
 
-async fn api_call(connection: &Connection, name: &str, request: Request<Incoming>) -> Reply {
+async fn api_call(connection: &Connection, route: Route, request: Request<Incoming>) -> Reply {
     let shard = &connection.shard;
-    let Some(method) = api::method(name) else {
-        return text(StatusCode::NOT_FOUND, "");
-    };
     if request.method() != Method::POST {
         return empty(StatusCode::METHOD_NOT_ALLOWED);
     }
@@ -188,6 +186,7 @@ async fn api_call(connection: &Connection, name: &str, request: Request<Incoming
     if request.body().size_hint().lower() > config.api_body_bytes_max as u64 {
         return empty(StatusCode::PAYLOAD_TOO_LARGE); // By its declared length: none of it is read.
     }
+    let mode = ErrorMode::of(&request);
     let body = Limited::new(request.into_body(), config.api_body_bytes_max).collect();
     let Ok(body) = tokio::time::timeout(config.handshake_timeout, body).await else {
         return empty(StatusCode::REQUEST_TIMEOUT);
@@ -195,7 +194,7 @@ async fn api_call(connection: &Connection, name: &str, request: Request<Incoming
     match body {
         Ok(body) => {
             let _call = Call::begin(shard);
-            api::call(shard, method, &body.to_bytes()).await
+            api::call(shard, route, mode, &body.to_bytes()).await
         }
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             empty(StatusCode::PAYLOAD_TOO_LARGE)

@@ -88,7 +88,7 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 16] = [
     ("position_checks", "Streams compared with what was delivered.", |shard| {
         &shard.position_checks
     }),
-    ("controlled", "Connections that a command of the server API changed.", |shard| {
+    ("controlled", "Connections that commands of the server API were for.", |shard| {
         &shard.controlled
     }),
     ("serves_refused", "Server-side subscriptions that the API asked for in vain.", |shard| {

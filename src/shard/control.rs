@@ -13,16 +13,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use globset::Glob;
+use tokio::sync::oneshot;
 
 use super::hub::{Queued, SessionId};
 use super::session::Kind;
-use super::state::{Local, State};
+use super::state::{Local, Request, State, WAITING_COMMANDS_MAX};
 use super::waiting::{Asked, is_wanted};
 use super::{Shard, access};
 use crate::auth::{Grant, ttl_s};
 use crate::broker::{
     BrokerCommand, ChannelCount, ChannelPage, ChannelsAsk, Control, Cursor, DisconnectUser,
-    PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, RefreshUser, SubscribeUser, Verb,
+    PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, PublishError, RefreshUser, SubscribeUser,
+    Verb,
 };
 use crate::mailbox::Weigh;
 use crate::position::{Epoch, Position};
@@ -75,6 +77,17 @@ pub enum Left {
 }
 
 impl State {
+    /// Hands a command to the broker, for all nodes; the answer is whether it is on its way to them.
+    pub fn control(&mut self, control: Control, answer: oneshot::Sender<Result<(), PublishError>>) {
+        if self.commands.len() >= WAITING_COMMANDS_MAX {
+            let _ = answer.send(Err(PublishError::Unavailable));
+            return;
+        }
+        let request = self.ask(Request::Control(answer));
+        let (shard, control) = (self.idx, Arc::new(control));
+        self.commands.push(BrokerCommand::Control { shard, request, control });
+    }
+
     pub fn on_control(&mut self, control: Arc<Control>) {
         let job = Job { control, came_ms: self.node.now_ms(), next_idx: 0 };
         if self.controls.weight >= WAITING_WEIGHT_MAX {
@@ -250,3 +263,6 @@ impl State {
         self.commands.push(BrokerCommand::ChannelPage { owed, page });
     }
 }
+
+#[cfg(test)]
+mod tests;

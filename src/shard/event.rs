@@ -124,6 +124,8 @@ impl Weigh for ShardEvent {
         match self {
             Self::Publication { publication, .. } => 1 + publication.payload_bytes() / 1024,
             Self::History { result: Ok(page), .. } => 1 + page.bytes() / 1024,
+            // A page is some 16 KiB at the most.
+            Self::Surveyed { result, .. } => 1 + 16 * result.pages.len(),
             Self::Control(control) => 1 + control.bytes() / 1024,
             _ => 1,
         }

@@ -422,11 +422,7 @@ impl Shard {
     /// Asks something of a user's connections on all nodes; answered once it is on its way to them.
     pub fn control(&self, control: Control) -> oneshot::Receiver<Result<(), PublishError>> {
         let (sender, receiver) = oneshot::channel();
-        let mut state = self.state.borrow_mut();
-        let request = state.ask(Request::Control(sender));
-        let (shard, control) = (self.idx, Arc::new(control));
-        state.commands.push(BrokerCommand::Control { shard, request, control });
-        drop(state);
+        self.state.borrow_mut().control(control, sender);
         self.flush_door();
         receiver
     }

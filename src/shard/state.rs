@@ -35,8 +35,9 @@ use crate::publication::Patches;
 pub(super) const LINGER_MS: u64 = 3_000;
 /// Requests are numbered below it; above it stands the life of the shard.
 const LIFE_SHIFT: u32 = 24;
-/// Commands that wait for room in the broker's mailbox; more publishes are refused.
-const WAITING_COMMANDS_MAX: usize = 65_536;
+/// Commands that wait for room in the broker's mailbox; more publishes, reads and control commands are
+/// refused.
+pub(super) const WAITING_COMMANDS_MAX: usize = 65_536;
 
 /// How joining all channels of a raw session ended.
 pub type Joined = Result<(), ReplyError>;

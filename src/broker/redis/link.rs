@@ -397,20 +397,22 @@ impl CommandLink {
         }
     }
 
-    /// PUBLISHes, some time, and returns how many links got it. Subscribers of patterns, which are
-    /// no nodes, aren't counted where Redis lets that be asked.
-    pub async fn publish_counting(&mut self, message: &Plain) -> Result<usize, RedisError> {
+    /// PUBLISHes, some time, and returns how many links got it; `None`: Redis refused it. Subscribers
+    /// of patterns, which are no nodes, aren't counted where Redis lets that be asked.
+    pub async fn publish_counting(&mut self, message: &Plain) -> Result<Option<usize>, RedisError> {
         let mut pipe = redis::Pipeline::with_capacity(2);
         pipe.cmd("PUBSUB").arg("NUMSUB").arg(&message.channel);
         pipe.cmd("PUBLISH").arg(&message.channel).arg(&message.payload);
         pipe.ignore_errors();
         let mut replies = pipe.query_async::<Vec<Reply>>(&mut self.connection).await?.into_iter();
-        let n_exact = replies.next().and_then(Result::ok).and_then(|reply| {
+        let exact = replies.next().and_then(Result::ok);
+        let links = replies.next().and_then(Result::ok);
+        let n_exact = exact.and_then(|reply| {
             let (_, n) = redis::from_redis_value::<(Value, usize)>(reply).ok()?;
             Some(n)
         });
-        let n_links = redis::from_redis_value(replies.next().transpose()?.unwrap_or(Value::Nil))?;
-        Ok(n_exact.unwrap_or(n_links))
+        let n_links: Option<usize> = links.and_then(|reply| redis::from_redis_value(reply).ok());
+        Ok(n_links.map(|n_links| n_exact.unwrap_or(n_links)))
     }
 
     async fn publish_some_time(

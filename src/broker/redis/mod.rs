@@ -99,6 +99,7 @@ pub struct Redis {
     bytes_in_flight: Cell<usize>,
     /// Messages to nodes that are on their way.
     n_messages: Cell<usize>,
+    message_bytes: Cell<usize>,
     /// As many as there were commands.
     finished: RefCell<Vec<Finished>>,
     reads: Reads,
@@ -141,6 +142,7 @@ impl Redis {
             n_in_flight: Cell::new(0),
             bytes_in_flight: Cell::new(0),
             n_messages: Cell::new(0),
+            message_bytes: Cell::new(0),
             finished: RefCell::new(Vec::new()),
             reads: Reads::default(),
             complained: Cell::new(None),

@@ -9,12 +9,15 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::*;
-use crate::broker::{BrokerCommand, HistoryAsk, HistoryError, Order, Stored};
+use crate::broker::{
+    BrokerCommand, Control, HistoryAsk, HistoryError, Order, Stored, Target, UnsubscribeUser, Verb,
+};
 use crate::channel::Channel;
 use crate::config::{Config, Machine, Namespaces};
 use crate::node::Node;
 use crate::position::Epoch;
 use crate::publication::Body;
+use crate::shard::control::Left;
 use crate::shard::hub::Sent;
 use crate::shard::reader::{Input, MessageKind};
 use crate::shard::session::Session;
@@ -111,6 +114,8 @@ pub enum Op {
         recovers: bool,
     },
     Leave(usize),
+    /// The server API unsubscribes a client.
+    End(usize),
     /// A client that waits changes its mind.
     Change {
         n: usize,
@@ -135,6 +140,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         8 => (any::<usize>(), prop::bool::weighted(0.8))
             .prop_map(|(n, recovers)| Op::Join { n, recovers }),
         3 => any::<usize>().prop_map(Op::Leave),
+        2 => any::<usize>().prop_map(Op::End),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(n, recovers)| Op::Change { n, recovers }),
         1 => any::<usize>().prop_map(Op::Vanish),
         2 => any::<usize>().prop_map(Op::Elsewhere),
@@ -195,6 +201,7 @@ impl Rig {
             at: None,
             n_commands: 0,
             subscribe: 0,
+            is_ended: false,
             bytes: Vec::new(),
             n_bytes: 0,
         };
@@ -215,6 +222,7 @@ impl Rig {
             return;
         }
         self.clients[n].stand = Stand::Waits;
+        self.clients[n].is_ended = false;
         let mut subscribe = json!({ "channel": NAME, "flag": 1 });
         if let Some(at) = self.clients[n].at.filter(|_| recovers) {
             subscribe["recover"] = json!(true);
@@ -233,6 +241,16 @@ impl Rig {
             self.clients[n].subscribe = 0;
             self.send(n, json!({ "unsubscribe": { "channel": NAME } }));
         }
+    }
+
+    fn end(&mut self, n: usize) {
+        let client = &mut self.clients[n];
+        client.is_ended |= client.stand == Stand::Waits;
+        let connection = self.state.session(client.id).expect("a session").connection;
+        let target = Target { client: Some(connection), ..Target::default() };
+        let verb = Verb::Unsubscribe(UnsubscribeUser { channel: NAME.into() });
+        self.state.on_control(Arc::new(Control { target, verb }));
+        while self.state.obey_some() == Left::More {}
     }
 
     fn publish(&mut self) {
@@ -309,6 +327,7 @@ impl Rig {
             Op::Answer { n, fails } => self.answer(n, fails),
             Op::Join { n, recovers } => self.join(n % n_clients, recovers),
             Op::Leave(n) => self.leave(n % n_clients, Stand::Subscribed),
+            Op::End(n) => self.end(n % n_clients),
             Op::Change { n, recovers } => {
                 let n = n % n_clients;
                 self.leave(n, Stand::Waits);

@@ -22,6 +22,8 @@ pub struct Client {
     pub n_commands: u32,
     /// The number of its last subscribe command: answers to those before it mean nothing any more.
     pub subscribe: u32,
+    /// The server API ended that before it was answered.
+    pub is_ended: bool,
     pub bytes: Vec<u8>,
     pub n_bytes: usize,
 }
@@ -52,7 +54,12 @@ impl Client {
             prop_assert_eq!(self.stand, Stand::Subscribed, "{}", line);
             return self.take(&push["pub"]);
         }
-        if push["unsubscribe"].is_object() {
+        if push["unsubscribe"]["code"] == 2000 {
+            // To one that waits it is about what it wished for before.
+            if self.stand == Stand::Subscribed {
+                self.stand = Stand::Away;
+            }
+        } else if push["unsubscribe"].is_object() {
             prop_assert_eq!(&push["unsubscribe"]["code"], &json!(2500));
             prop_assert_eq!(self.stand, Stand::Subscribed);
             self.stand = Stand::Away;
@@ -65,6 +72,9 @@ impl Client {
         } else if line["subscribe"].is_object() {
             prop_assert_eq!(self.stand, Stand::Waits);
             self.stand = Stand::Subscribed;
+            if std::mem::take(&mut self.is_ended) {
+                return Ok(()); // The end follows in the same frame.
+            }
             return self.on_welcome(&line["subscribe"], is_cache);
         }
         Ok(())
