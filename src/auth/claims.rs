@@ -157,6 +157,8 @@ pub struct NewClaims<'a> {
     pub sub: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    pub channels: &'a [&'a str],
     pub iat: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exp: Option<u64>,
