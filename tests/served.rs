@@ -7,6 +7,7 @@ use common::cf::{Cf, publish, subscribe};
 use common::past::offsets;
 use common::served::{
     Place, SECRET, Served, close, connect, connected, next, on_both, publish_each, reconnect,
+    result,
 };
 use common::ws::{Dial, raw_path};
 use common::{QUIET, SOON, sign};
@@ -217,4 +218,36 @@ fn a_raw_client_has_the_channels_of_its_address() {
     }
     assert_eq!(raw.next_data(SOON).expect("its own").text(), "1");
     assert!(raw.next_data(QUIET).is_none());
+}
+
+/// Each of them alone fits into half an outbox of 1 MiB.
+#[test]
+fn what_is_too_much_at_once_is_lost_once_and_cuts_nobody() {
+    on_both(|place| {
+        let large = "x".repeat(20_000);
+        let channels: Vec<String> = (0..5).map(|n| format!("long:{n}")).collect();
+        let mut known = json!({});
+        for channel in &channels {
+            let mut at = Value::Null;
+            for _ in 0..40 {
+                let body = json!({ "channel": channel, "data": large });
+                at = result(&place.a, "publish", body);
+            }
+            known[channel] = json!({ "recover": true, "offset": 20, "epoch": at["epoch"] });
+        }
+        // At once, where all are followed already, and after a look at each.
+        let claims = json!({ "channels": channels });
+        let _early = connected(&place.a, connect(&claims));
+        for hub in [&place.a, place.b()] {
+            let Served { mut cf, subs } = connected(hub, reconnect(&claims, known.clone()));
+            let n_recovered =
+                channels.iter().filter(|channel| subs[channel.as_str()]["recovered"] == true);
+            assert_eq!(n_recovered.count(), 1);
+            assert_eq!(subs.as_object().map(serde_json::Map::len), Some(5));
+            for channel in &channels {
+                publish_each(&place.a, channel, [7]);
+                assert_eq!(next(&mut cf), format!("{channel} 7"));
+            }
+        }
+    });
 }

@@ -24,9 +24,9 @@ fn what_is_published_meanwhile_comes_behind_the_reply() {
     assert_eq!(next(&mut viewer), "r:a 1");
     proxy.delay(Direction::Down, ms(500), ms(500));
     publish_each(&fast, "r:a", [2]);
-    // On the link behind that publication: the broker's word on the new channel.
+    // On the link behind that publication: the broker's word on a new channel, and then its stream.
     let mut cf = Cf::dial(&slow);
-    let claims = json!({ "sub": "42", "channels": ["r:a", "news"] });
+    let claims = json!({ "sub": "42", "channels": ["r:a", "r:b", "news"] });
     let ids = cf.send(vec![
         connect(&claims),
         subscribe("news"),

@@ -147,6 +147,8 @@ pub fn connected(hub: &Hub, command: Value) -> Served {
     let mut cf = Cf::dial(hub);
     let reply = cf.command(command);
     assert!(reply["connect"]["client"].is_string(), "{reply}");
+    let first = &cf.log[0].text;
+    assert!(first.starts_with(r#"{"id":1,"connect":"#), "before the reply: {first}");
     let subs = reply["connect"].get("subs").cloned().unwrap_or(Value::Null);
     Served { cf, subs }
 }
