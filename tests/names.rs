@@ -263,8 +263,8 @@ fn whoever_watches_a_name_gets_that_channel_and_no_other() {
         assert!(!viewer.has_more(), "{name:?} gets what is not its own");
     }
     let listed = |hub: &Hub| hub.api("channels", &json!({})).json()["result"]["channels"].clone();
+    let all: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     for hub in &hubs {
-        let all: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let seen = listed(hub);
         let seen = seen.as_object().expect("names").keys().map(String::as_str);
         assert_eq!(seen.filter(|name| *name != "last").collect::<BTreeSet<_>>(), all);
