@@ -65,9 +65,66 @@ pub fn check_name(name: &str, bytes_max: usize) -> Result<(), NameError> {
     Ok(())
 }
 
+/// Whether a name is for this user. What stands behind the last `#` of a name is a list of users,
+/// separated by commas: nobody else has to do with the channel, and who is listed may still only do
+/// what the namespace allows. The anonymous user is on no list.
+pub fn is_for(name: &str, user: &str) -> bool {
+    let Some((_, users)) = name.rsplit_once('#') else { return true };
+    !user.is_empty() && users.split(',').any(|listed| listed == user)
+}
+
+/// The name of a user's own channel, in a namespace or (with an empty one) outside of all. `None`: a
+/// name with this user in it would be another's, or another namespace's, or none at all.
+pub fn personal_name(namespace: &str, user: &str, bytes_max: usize) -> Option<String> {
+    let is_ambiguous = user.contains(['#', ',']) || (namespace.is_empty() && user.contains(':'));
+    let colon = if namespace.is_empty() { "" } else { ":" };
+    let name = format!("{namespace}{colon}#{user}");
+    let is_good = !user.is_empty() && !is_ambiguous && check_name(&name, bytes_max).is_ok();
+    is_good.then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_for_users() {
+        let check = |name: &str, user: &str, expected: bool| {
+            assert_eq!(is_for(name, user), expected, "{name:?} {user:?}");
+        };
+        check("news", "", true);
+        check("news", "42", true);
+        for name in ["#42", "ns:#42", "ns:dialog#42,43", "ns:dialog#43,42", "a#43#42"] {
+            check(name, "42", true);
+            check(name, "", false);
+            check(name, "4", false);
+            check(name, "2", false);
+            check(name, "42,43", false);
+        }
+        for name in ["#", "#,", "ns:x#", "#43", "a#42#43", "#42#", "# 42", "#42:x", "#*"] {
+            check(name, "42", false);
+            check(name, "", false);
+        }
+    }
+
+    #[test]
+    fn own_channels() {
+        let check = |namespace: &str, user: &str, expected: Option<&str>| {
+            let name = personal_name(namespace, user, 12);
+            assert_eq!(name.as_deref(), expected, "{namespace:?} {user:?}");
+            if let Some(name) = name {
+                assert!(is_for(&name, user) && !is_for(&name, ""));
+            }
+        };
+        check("", "42", Some("#42"));
+        check("user", "42", Some("user:#42"));
+        check("user", "a:b", Some("user:#a:b"));
+        check("", "a:b", None);
+        for user in ["", "4#2", "4,2", "4 2", "caf\u{e9}", "0123456789012"] {
+            check("", user, None);
+            check("user", user, None);
+        }
+    }
 
     #[test]
     fn names() {

@@ -155,6 +155,8 @@ pub struct ShardMetrics {
     pub drops_control_full: Count,
     /// Connections for which a command of the server API was carried out.
     pub controlled: Count,
+    /// Server-side subscriptions that the API asked for and a session can't have.
+    pub serves_refused: Count,
     /// By [`Recovery`].
     pub recoveries: [Count; RECOVERIES.len()],
     /// Publications that came again, or late, and weren't delivered.

@@ -26,6 +26,7 @@ const SANS_IO: [&str; 20] = [
     "src/frame.rs",
     "src/fossil.rs",
     "src/shard/hub.rs",
+    "src/shard/hub/held.rs",
     "src/shard/cohort.rs",
     "src/shard/outbox.rs",
     "src/shard/dirty.rs",
@@ -49,6 +50,7 @@ const SANS_IO: [&str; 20] = [
 const LOG_FREE: [&str; 9] = [
     "src/fossil.rs",
     "src/shard/hub.rs",
+    "src/shard/hub/held.rs",
     "src/shard/stream.rs",
     "src/shard/stream/newest.rs",
     "src/shard/outbox.rs",

@@ -10,10 +10,12 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::de::{Deserializer, Error, IgnoredAny, Visitor};
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::grant::Grant;
+use super::permission::Tie;
 use crate::protocol::{DEPTH_MAX, depth_within, json_payload};
 
 /// 9999-12-31: a later time (or one in milliseconds by mistake) counts as this one, so that no sum of
@@ -33,35 +35,58 @@ pub struct Claims {
     info: Option<Box<RawValue>>,
     b64info: Option<String>,
     channels: Option<Vec<Box<str>>>,
-    subs: Option<BTreeMap<Box<str>, IgnoredAny>>,
+    subs: Option<BTreeMap<Box<str>, Option<Sub>>>,
 }
 
-/// The info of a token is too deep, or is no text.
+/// What `subs` says of one channel. Its `override` isn't read: what a channel has is its namespace's
+/// matter.
+#[derive(Debug, Default, Deserialize)]
+struct Sub {
+    info: Option<Box<RawValue>>,
+    b64info: Option<String>,
+    data: Option<Box<RawValue>>,
+    b64data: Option<String>,
+}
+
+/// The info or data of a token is too deep, or is no text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadInfo;
 
 impl Claims {
-    /// One JSON value without raw line breaks. `b64info` wins, as in Centrifugo; what it holds is
-    /// treated like a payload, so text that is no JSON becomes a JSON string.
     pub fn take_info(&mut self) -> Result<Option<Box<[u8]>>, BadInfo> {
-        let bytes = match (self.b64info.take().filter(|text| !text.is_empty()), self.info.take()) {
-            (Some(text), _) => STANDARD.decode(text).map_err(|_| BadInfo)?,
-            (None, Some(raw)) if depth_within(raw.get().as_bytes(), DEPTH_MAX) => {
-                Box::<str>::from(raw).into_boxed_bytes().into_vec()
-            }
-            (None, Some(_)) => return Err(BadInfo),
-            (None, None) => return Ok(None),
-        };
-        json_payload(&bytes).as_bytes().map(|json| Some(json.into())).ok_or(BadInfo)
+        json_of(self.b64info.take(), self.info.take())
     }
 
-    /// The names that `subs` has, else those of `channels`.
-    pub fn take_channels(&mut self) -> Box<[Box<str>]> {
-        match self.subs.take() {
-            Some(subs) => subs.into_keys().collect(),
-            None => self.channels.take().unwrap_or_default().into_boxed_slice(),
-        }
+    /// What `subs` has, else the names of `channels`; each once.
+    pub fn take_grants(&mut self) -> Result<Vec<Grant>, BadInfo> {
+        let (subs, channels) = (self.subs.take(), self.channels.take());
+        let names = channels.unwrap_or_default().into_iter().map(|channel| (channel, None));
+        let subs = subs.unwrap_or_else(|| names.collect()).into_iter();
+        let grants = subs.map(|(channel, sub)| {
+            let sub = sub.unwrap_or_default();
+            let info = json_of(sub.b64info, sub.info)?;
+            let data = json_of(sub.b64data, sub.data)?;
+            Ok(Grant { channel, info, data, expire_at: None, tie: Tie::Token })
+        });
+        grants.collect()
     }
+}
+
+/// One JSON value without raw line breaks. What is in base64 wins, as in Centrifugo; it is treated like a
+/// payload, so text that is no JSON becomes a JSON string.
+fn json_of(
+    in_base64: Option<String>,
+    raw: Option<Box<RawValue>>,
+) -> Result<Option<Box<[u8]>>, BadInfo> {
+    let bytes = match (in_base64.filter(|text| !text.is_empty()), raw) {
+        (Some(text), _) => STANDARD.decode(text).map_err(|_| BadInfo)?,
+        (None, Some(raw)) if depth_within(raw.get().as_bytes(), DEPTH_MAX) => {
+            Box::<str>::from(raw).into_boxed_bytes().into_vec()
+        }
+        (None, Some(_)) => return Err(BadInfo),
+        (None, None) => return Ok(None),
+    };
+    json_payload(&bytes).as_bytes().map(|json| Some(json.into())).ok_or(BadInfo)
 }
 
 /// Unix seconds, rounded down; a time before 1970 is 0. A number or, as Centrifugo takes it, a string
@@ -132,6 +157,8 @@ pub struct NewClaims<'a> {
     pub sub: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    pub channels: &'a [&'a str],
     pub iat: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exp: Option<u64>,
@@ -208,14 +235,37 @@ mod tests {
     }
 
     #[test]
-    fn channels_and_audiences() {
+    fn channels_and_subs() {
+        /// Channel, info and data of each.
+        fn told(grant: &Grant) -> String {
+            let text = |json: &Option<Box<[u8]>>| {
+                String::from_utf8(json.as_deref().unwrap_or(b"-").into()).unwrap()
+            };
+            format!("{} {} {}", grant.channel, text(&grant.info), text(&grant.data))
+        }
         let check = |json: &str, expected: &[&str]| {
-            let channels = read(json).take_channels();
-            assert!(channels.iter().map(|name| &**name).eq(expected.iter().copied()), "{json}");
+            let grants = read(json).take_grants().expect("good infos");
+            assert_eq!(grants.iter().map(told).collect::<Vec<_>>(), expected, "{json}");
         };
         check("{}", &[]);
-        check(r#"{"channels":["a","b"]}"#, &["a", "b"]);
-        check(r#"{"channels":["a"],"subs":{"c":{"info":1},"b":{}}}"#, &["b", "c"]);
+        check(r#"{"channels":["b","a","b"]}"#, &["a - -", "b - -"]);
+        check(
+            r#"{"channels":["a"],"subs":{"c":{"info":{"n":1},"b64data":"aGk=","x":1},"b":null}}"#,
+            &["b - -", r#"c {"n":1} "hi""#],
+        );
+        check(r#"{"channels":["a"],"subs":{}}"#, &[]);
+        let overridden = r#"{"subs":{"a":{"data":null,"override":{"presence":{"value":true}}}}}"#;
+        check(overridden, &["a - -"]);
+        for bad in [r#"{"subs":{"a":{"b64info":"%"}}}"#, r#"{"subs":{"a":{"b64data":"/w=="}}}"#] {
+            assert!(read(bad).take_grants().is_err(), "{bad}");
+        }
+        for bad in [r#"{"subs":{"a":1}}"#, r#"{"subs":["a"]}"#, r#"{"subs":{"a":{"info":}}}"#] {
+            assert!(serde_json::from_str::<Claims>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn audiences() {
         let has = |json: &str| read(json).aud.is_some_and(|aud| aud.has("hub"));
         assert!(has(r#"{"aud":"hub"}"#) && has(r#"{"aud":["x","hub"]}"#));
         assert!(!has(r#"{"aud":"hubs"}"#) && !has(r#"{"aud":[]}"#) && !has("{}"));

@@ -16,9 +16,11 @@
 //! Deliberately absent: limits and rates, the API's keys (`http::api`), when a session's or a
 //! subscription's time is up (the session's timers, from `expire_at`), and reloading: a new
 //! configuration is a new `Auth`.
+//! What the server subscribes a client to by itself is `grant`'s.
 
 mod claims;
 mod denial;
+mod grant;
 pub mod origin;
 pub mod permission;
 pub mod token;
@@ -29,6 +31,7 @@ use uuid::Uuid;
 
 pub use claims::NewClaims;
 pub use denial::{Asked, Denial};
+pub use grant::Grant;
 pub use origin::{Origins, origin_allowed};
 pub use permission::{Action, Standing, Tie};
 pub use token::{
@@ -126,7 +129,7 @@ impl Auth {
         };
         let tie = if token.is_some() { Tie::Token } else { Tie::None };
         let standing = Standing::new(wish.bearer.user, tie);
-        if self.is_dev || permission::allows(namespace, Action::Subscribe, standing) {
+        if self.is_dev || permission::allows(namespace, Action::Subscribe, wish.channel, standing) {
             Ok(Granted { namespace, token })
         } else {
             Err(ReplyError::PERMISSION_DENIED.into())
@@ -159,10 +162,10 @@ impl Auth {
         &self,
         action: Action,
         channel: &str,
-        standing: Standing,
+        standing: Standing<'_>,
     ) -> Result<&Namespace, ReplyError> {
         let namespace = self.namespaces.of(channel).ok_or(ReplyError::UNKNOWN_CHANNEL)?;
-        if self.is_dev || permission::allows(namespace, action, standing) {
+        if self.is_dev || permission::allows(namespace, action, channel, standing) {
             Ok(namespace)
         } else {
             Err(ReplyError::PERMISSION_DENIED)

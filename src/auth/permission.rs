@@ -2,6 +2,7 @@
 //!
 //! Plain functions, any thread, no allocation. The API may do everything and doesn't ask here.
 
+use crate::channel;
 use crate::config::{Access, Namespace};
 
 /// What a client wants of a channel.
@@ -24,30 +25,40 @@ pub enum Tie {
 
 /// What is known of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Its token named a user.
-    pub is_authenticated: bool,
+pub struct Standing<'a> {
+    /// As its token says; empty: the anonymous one.
+    pub user: &'a str,
     pub tie: Tie,
 }
 
-impl Standing {
-    /// An empty user is the anonymous one.
-    pub fn new(user: &str, tie: Tie) -> Standing {
-        Standing { is_authenticated: !user.is_empty(), tie }
+impl<'a> Standing<'a> {
+    pub fn new(user: &'a str, tie: Tie) -> Standing<'a> {
+        Standing { user, tie }
     }
 }
 
-/// Whether `namespace` lets such a client do that.
-///
+/// Whether such a client may do that: if its namespace lets it, and the channel's name is for it. The
+/// one never stands in for the other: a list of users in a name opens nothing, and no token opens what
+/// is for others.
+pub fn allows(
+    namespace: &Namespace,
+    action: Action,
+    channel: &str,
+    standing: Standing<'_>,
+) -> bool {
+    grants(namespace, action, standing) && channel::is_for(channel, standing.user)
+}
+
 /// A subscription token also opens a channel that is for users: the back end signed it for this very
 /// channel, which says more than that somebody is known. It says nothing about publishing.
-pub fn allows(namespace: &Namespace, action: Action, standing: Standing) -> bool {
+fn grants(namespace: &Namespace, action: Action, standing: Standing<'_>) -> bool {
+    let is_authenticated = !standing.user.is_empty();
     let has_token = standing.tie == Tie::Token;
     match access_of(namespace, action) {
         Access::Nobody => false,
         Access::Token => has_token,
         Access::Subscriber => standing.tie != Tie::None,
-        Access::User => standing.is_authenticated || (has_token && action == Action::Subscribe),
+        Access::User => is_authenticated || (has_token && action == Action::Subscribe),
         Access::Anyone => true,
     }
 }
@@ -84,10 +95,16 @@ mod tests {
             };
             let ties = [Tie::None, Tie::Subscribed, Tie::Token];
             let standings =
-                ["", "42"].iter().flat_map(|user| ties.map(|tie| Standing::new(user, tie)));
-            let allowed: Vec<u8> =
-                standings.map(|standing| u8::from(allows(&namespace, action, standing))).collect();
-            assert_eq!(allowed, expected, "{access:?} {action:?}");
+                || ["", "42"].iter().flat_map(|user| ties.map(|tie| Standing::new(user, tie)));
+            let allowed = |channel: &str| -> Vec<u8> {
+                let allows = |standing| u8::from(allows(&namespace, action, channel, standing));
+                standings().map(allows).collect()
+            };
+            assert_eq!(allowed("news"), expected, "{access:?} {action:?}");
+            assert_eq!(allowed("news#43"), [0; 6], "{access:?} {action:?}: for another user");
+            let [.., none, subscribed, token] = expected;
+            let of_user = [0, 0, 0, none, subscribed, token];
+            assert_eq!(allowed("news#41,42"), of_user, "{access:?} {action:?}: for the user");
         };
         for action in [Action::Subscribe, Action::Publish, Action::History, Action::Presence] {
             check(Access::Nobody, action, [0; 6]);

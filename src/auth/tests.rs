@@ -122,6 +122,16 @@ fn subscribing() {
     check(KEY, "42", "closed:1", &of("42", "closed:1"), 103);
     check(KEY, "42", "no:1", &of("42", "no:1"), 102);
     check(KEY, "42", "plain", "", 102);
+    // A list of users in the name, and what the namespace says: both hold.
+    check(KEY, "42", "open:#42", "", 0);
+    check(KEY, "42", "open:#43", "", 103);
+    check(KEY, "", "open:#42", "", 103);
+    check(KEY, "", "open:#", "", 103);
+    check(KEY, "42", "open:#43", &of("42", "open:#43"), 103);
+    check(KEY, "42", "signed:#42", "", 103);
+    check(KEY, "42", "signed:#42", &of("42", "signed:#42"), 0);
+    check(KEY, "42", "closed:#42", &of("42", "closed:#42"), 103);
+    check(DEV, "", "closed:#42", "", 0);
     check("", "42", "signed:1", &of("42", "signed:1"), 103);
     check(DEV, "", "closed:1", "x", 0);
     check(DEV, "", "no:1", "", 102);
@@ -164,6 +174,8 @@ fn doing() {
     check(KEY, Action::Publish, "open:1", Tie::Subscribed, 0);
     check(KEY, Action::History, "open:1", Tie::Subscribed, 103);
     check(KEY, Action::Publish, "no:1", Tie::Subscribed, 102);
+    check(KEY, Action::Publish, "open:#42", Tie::Subscribed, 0);
+    check(KEY, Action::Publish, "open:#43", Tie::Token, 103);
     check(DEV, Action::History, "closed:1", Tie::None, 0);
     check(DEV, Action::Publish, "no:1", Tie::None, 102);
 }

@@ -26,6 +26,7 @@ use serde::de::IgnoredAny;
 use uuid::Uuid;
 
 use super::claims::{Claims, NewClaims};
+use super::grant::Grant;
 use crate::config::{Config, Secret};
 
 /// A longer token isn't looked at. Room for a long list of channels; what a browser can put in a URL
@@ -44,9 +45,8 @@ pub struct ConnectionToken {
     pub info: Option<Box<[u8]>>,
     /// Unix seconds; may lie up to [`LEEWAY_S`] in the past. `None`: for ever.
     pub expire_at: Option<u64>,
-    /// Where the server subscribes the client by itself: the claim `channels`, or the names in `subs`.
-    /// What else `subs` says (info, data, override) is not read.
-    pub channels: Box<[Box<str>]>,
+    /// Where the server subscribes the client by itself: the claim `subs`, or `channels`.
+    pub grants: Vec<Grant>,
 }
 
 /// What a good subscription token says.
@@ -92,7 +92,7 @@ pub enum TokenError {
     Signature,
     #[error("a claim is there twice or not of its type, such as a `sub` that is no string")]
     Claims,
-    #[error("its `info` or `b64info` cannot be sent as JSON")]
+    #[error("its `info`, or the info or data of its `subs`, cannot be sent as JSON")]
     Info,
     #[error("its `aud` does not name this server")]
     Audience,
@@ -173,10 +173,10 @@ impl Verifier {
             return Err(TokenError::NotForConnections);
         }
         let info = claims.take_info().map_err(|_| TokenError::Info)?;
-        let channels = claims.take_channels();
+        let grants = claims.take_grants().map_err(|_| TokenError::Info)?;
         let expire_at = lifetime(&claims, now_s)?;
         let user = claims.sub.unwrap_or_default().into_boxed_str();
-        Ok(ConnectionToken { user, info, expire_at, channels })
+        Ok(ConnectionToken { user, info, expire_at, grants })
     }
 
     /// The token of a subscribe or of a sub_refresh. With `channel` `None` (centrifuge-python's

@@ -9,14 +9,16 @@
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::Action;
 use crate::auth::token::{TOKEN_BYTES_MAX, make as sign};
-use crate::auth::{Asked, Bearer, Denial, LEEWAY_S, NewClaims, TokenError, Unverified, Verifier};
+use crate::auth::{
+    Asked, Auth, Bearer, Denial, Grant, LEEWAY_S, NewClaims, TokenError, Unverified, Verifier,
+};
 use crate::channel;
 use crate::config::{Config, EXIT_CONFIG, values};
 use crate::protocol::{DEPTH_MAX, depth_within};
@@ -29,10 +31,16 @@ pub(super) fn command() -> Command {
     let make = Command::new("make")
         .about("Make a token and print it")
         .override_usage(
-            "hubbub token make --user USER [--channel CHANNEL] [--expires TIME] [--info JSON]",
+            "hubbub token make --user USER [--channel CHANNEL | --serve CHANNEL …] \
+             [--expires TIME] [--info JSON]",
         )
         .arg(option("user", "USER", "Whom it is for; empty: an anonymous client").required(true))
         .arg(option("channel", "CHANNEL", "Makes it a subscription token for that channel"))
+        .arg(
+            option("serve", "CHANNEL", "The server subscribes its client to it; may be repeated")
+                .action(ArgAction::Append)
+                .conflicts_with("channel"),
+        )
         .arg(
             option("expires", "TIME", "When it ends, such as 90s or 12h; 0: never")
                 .default_value("1h"),
@@ -67,6 +75,12 @@ pub(super) fn run(
         let order = Order {
             user: text("user").unwrap_or_default(),
             channel: text("channel"),
+            serve: matches
+                .get_many::<String>("serve")
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect(),
             expires: text("expires").unwrap_or_default(),
             info: text("info"),
         };
@@ -98,6 +112,7 @@ const NO_SECRET: &str =
 struct Order<'a> {
     user: &'a str,
     channel: Option<&'a str>,
+    serve: Vec<&'a str>,
     expires: &'a str,
     info: Option<&'a str>,
 }
@@ -108,6 +123,10 @@ fn make(order: &Order<'_>, config: &Config, now_s: u64) -> Result<String, String
         channel::check_name(channel, config.channel_bytes_max)
             .map_err(|error| format!("--channel: {error}"))?;
     }
+    for channel in &order.serve {
+        channel::check_name(channel, config.channel_bytes_max)
+            .map_err(|error| format!("--serve: {error}"))?;
+    }
     let info = order.info.map(read_info).transpose()?;
     let exp = lifetime(order.expires)?.map(|lasts| now_s + lasts.as_secs());
     let token = sign(
@@ -115,6 +134,7 @@ fn make(order: &Order<'_>, config: &Config, now_s: u64) -> Result<String, String
         &NewClaims {
             sub: order.user,
             channel: order.channel,
+            channels: &order.serve,
             iat: now_s,
             exp,
             aud: config.token_audience.as_deref(),
@@ -166,13 +186,20 @@ fn check(token: &str, config: &Config, now_s: u64) -> Result<Action, String> {
         // As whomever it is for.
         let client = Uuid::parse_str(text("client")).unwrap_or_default();
         let bearer = Bearer::new(text("sub"), client);
-        verifier.subscription(token, bearer, None, now_s).map(|token| (token.expire_at, token.info))
+        verifier
+            .subscription(token, bearer, None, now_s)
+            .map(|token| (token.expire_at, token.info, Vec::new()))
     } else {
-        verifier.connection(token, now_s).map(|token| (token.expire_at, token.info))
+        verifier.connection(token, now_s).map(|token| (token.expire_at, token.info, token.grants))
     };
     let mut lines = Vec::new();
     match found {
-        Ok((expire_at, info)) => {
+        Ok((expire_at, info, grants)) => {
+            let served = match served(text("sub"), grants, config) {
+                _ if is_subscription => None,
+                Ok(served) => served,
+                Err(refused) => return Ok(Action::Refuse(printable(&refused))),
+            };
             let whose = match text("sub") {
                 "" => "an anonymous client".to_owned(),
                 user => format!("user {user:?}"),
@@ -181,6 +208,7 @@ fn check(token: &str, config: &Config, now_s: u64) -> Result<Action, String> {
                 true => format!("good: subscribes {whose} to channel {:?}", text("channel")),
                 false => format!("good: connects {whose}"),
             });
+            lines.extend(served);
             lines.push(expire_at.map_or("never ends".to_owned(), |at| ends(at, now_s)));
             lines.extend(info.map(|info| format!("info {}", String::from_utf8_lossy(&info))));
             lines.extend(verifier.key_name(token).map(|name| format!("made with {name}")));
@@ -197,6 +225,23 @@ fn check(token: &str, config: &Config, now_s: u64) -> Result<Action, String> {
             }
             Ok(Action::Refuse(printable(&lines)))
         }
+    }
+}
+
+/// Where a connection token subscribes its client, or why that can't be.
+fn served(user: &str, grants: Vec<Grant>, config: &Config) -> Result<Option<String>, Vec<String>> {
+    let auth = Auth::new(config);
+    let is_bad = |grant: &&Grant| auth.check_grant(user, &grant.channel, config).is_err();
+    let reason = match grants.iter().find(is_bad) {
+        Some(grant) => format!("refused: it may not bring along channel {:?}", grant.channel),
+        None => "refused: it brings along more channels than HUB_CHANNELS_MAX".to_owned(),
+    };
+    match auth.served(user, grants, std::iter::empty(), config) {
+        Ok(served) => {
+            let names: Vec<&str> = served.iter().map(|grant| &*grant.channel).collect();
+            Ok((!names.is_empty()).then(|| format!("subscribes it to {}", names.join(", "))))
+        }
+        Err(denial) => Err(vec![reason, format!("a client is told: {}", told(denial))]),
     }
 }
 

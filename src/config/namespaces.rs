@@ -102,6 +102,8 @@ pub struct Namespace {
     pub max_rate: Option<u32>,
     /// Subscribers may ask for patches.
     pub delta: bool,
+    /// The server subscribes every user to a channel of its own.
+    pub personal: bool,
 }
 
 /// How much of a channel's stream is kept.
@@ -142,6 +144,7 @@ impl Default for Namespace {
             join_leave: JoinLeave::Off,
             max_rate: None,
             delta: false,
+            personal: false,
         }
     }
 }
@@ -153,13 +156,15 @@ pub struct Namespaces {
     /// Of channels without a `:`.
     plain: Option<Namespace>,
     rest: Option<Namespace>,
+    /// The names of those that are personal, in order; the empty one is that of `plain`.
+    personal: Vec<Box<str>>,
 }
 
 /// Without a file.
 impl Default for Namespaces {
     fn default() -> Namespaces {
         let rest = Some(Namespace::default());
-        Namespaces { by_name: HashMap::default(), plain: None, rest }
+        Namespaces { by_name: HashMap::default(), plain: None, rest, personal: Vec::new() }
     }
 }
 
@@ -183,6 +188,12 @@ impl Namespaces {
 
     fn all(&self) -> impl Iterator<Item = &Namespace> {
         self.by_name.values().chain(&self.plain).chain(&self.rest)
+    }
+
+    /// In which namespaces every user has a channel of its own; the empty name is that of channels
+    /// without a colon.
+    pub fn personal(&self) -> impl Iterator<Item = &str> {
+        self.personal.iter().map(|name| &**name)
     }
 
     /// Whether a client without a user may subscribe to anything.
@@ -246,7 +257,7 @@ impl Reading<'_> {
     }
 
     fn root(&mut self, root: &DeTable<'_>) -> Namespaces {
-        let mut namespaces = Namespaces { by_name: HashMap::default(), plain: None, rest: None };
+        let mut namespaces = Namespaces { rest: None, ..Namespaces::default() };
         for (key, value) in root {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("namespaces", DeValue::Table(tables)) => self.tables(tables, &mut namespaces),
@@ -273,6 +284,16 @@ impl Reading<'_> {
             };
             let namespace = self.namespace(name, table);
             match name {
+                // Which of all the other names it should be, it doesn't say.
+                "*" if namespace.personal => self.blame(
+                    Some(key.span().start),
+                    r#"namespaces."*".personal: expected a namespace with a name, or """#
+                        .to_owned(),
+                ),
+                name if namespace.personal => into.personal.push(name.into()),
+                _ => {}
+            }
+            match name {
                 "" => into.plain = Some(namespace),
                 "*" => into.rest = Some(namespace),
                 name => {
@@ -284,6 +305,7 @@ impl Reading<'_> {
                 }
             }
         }
+        into.personal.sort_unstable();
     }
 
     fn namespace(&mut self, name: &str, table: &DeTable<'_>) -> Namespace {

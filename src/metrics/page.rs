@@ -68,7 +68,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 15] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 16] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -90,6 +90,9 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 15] = [
     }),
     ("controlled", "Connections that commands of the server API were for.", |shard| {
         &shard.controlled
+    }),
+    ("serves_refused", "Server-side subscriptions that the API asked for in vain.", |shard| {
+        &shard.serves_refused
     }),
     ("mailbox_batches", "Batches taken from the mailbox.", |shard| &shard.mailbox_batches),
     ("mailbox_items", "Items taken from the mailbox; by batches is the batch size.", |shard| {

@@ -31,7 +31,7 @@ pub use presence::{
     put_presence_stats_result,
 };
 pub use push::{
-    PubExtra, PushTemplate, put_client_info, put_publication, put_refresh_push,
+    PubExtra, PushTemplate, put_client_info, put_publication, put_refresh_push, put_subscribe_push,
     put_unsubscribe_push,
 };
 pub use reply::{

@@ -8,7 +8,7 @@
 //! ([`super::json_payload`], [`put_client_info`]); they are copied as they are.
 
 use super::Unsubscribe;
-use super::reply::fill_expiry;
+use super::reply::{SubscribeResult, fill_expiry, fill_subscribe};
 use super::write::{put_number, put_object, put_string};
 use crate::position::Position;
 
@@ -110,6 +110,16 @@ pub fn put_unsubscribe_push(out: &mut Vec<u8>, channel: &str, unsubscribe: Unsub
     });
 }
 
+/// Appends the push that tells of a subscription which the server made.
+pub fn put_subscribe_push(out: &mut Vec<u8>, channel: &str, result: &SubscribeResult<'_>) {
+    put_object(out, |envelope| {
+        envelope.object("push", |push| {
+            push.text("channel", channel);
+            push.object("subscribe", |body| fill_subscribe(body, result));
+        });
+    });
+}
+
 /// Appends the push that says when the connection ends: in so many seconds, or by itself never.
 pub fn put_refresh_push(out: &mut Vec<u8>, ttl: Option<u32>) {
     put_object(out, |envelope| {
@@ -192,6 +202,29 @@ mod tests {
         check(
             |out| put_unsubscribe_push(out, "room:7", Unsubscribe::INSUFFICIENT_STATE),
             r#"{"push":{"channel":"room:7","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#,
+        );
+    }
+
+    #[test]
+    fn subscribes() {
+        check(
+            |out| put_subscribe_push(out, "a\"b", &SubscribeResult::default()),
+            r#"{"push":{"channel":"a\"b","subscribe":{}}}"#,
+        );
+        let result = SubscribeResult {
+            recoverable: true,
+            epoch: "kQzVbTne",
+            offset: 41,
+            positioned: true,
+            data: Some(b"{\"n\":1}"),
+            ..SubscribeResult::default()
+        };
+        check(
+            |out| put_subscribe_push(out, "room:7", &result),
+            concat!(
+                r#"{"push":{"channel":"room:7","subscribe":{"recoverable":true,"epoch":"kQzVbTne","#,
+                r#""offset":41,"positioned":true,"data":{"n":1}}}}"#
+            ),
         );
     }
 

@@ -203,7 +203,7 @@ pub(super) fn put_reply(
     });
 }
 
-fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
+pub(super) fn fill_subscribe(body: &mut Object<'_>, result: &SubscribeResult<'_>) {
     fill_expiry(body, result.ttl);
     body.true_if("recoverable", result.recoverable);
     body.text_unless_empty("epoch", result.epoch);

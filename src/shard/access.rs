@@ -9,14 +9,14 @@ use super::hub::{Queued, SessionId};
 use super::session::{Kind, Session};
 use super::state::State;
 use crate::admission::UserPermit;
-use crate::auth::{Action, Bearer, Denial, Standing, SubscriptionToken, Tie, Wish, ttl_s};
+use crate::auth::{Action, Bearer, Denial, Grant, Standing, SubscriptionToken, Tie, Wish, ttl_s};
 use crate::broker::Transport;
 use crate::config::{Gap, Namespace};
 use crate::node::unix_ms;
 use crate::protocol::command::{Connect, SubRefresh, Subscribe};
 use crate::protocol::{
-    ConnectResult, Disconnect, RefreshOf, ReplyError, Unsubscribe, put_client_info, put_connect,
-    put_error, put_refresh, put_unsubscribe_push,
+    ConnectResult, Disconnect, RefreshOf, ReplyError, ServerSub, Unsubscribe, put_client_info,
+    put_connect, put_error, put_refresh, put_unsubscribe_push,
 };
 
 /// What tokens said about a session.
@@ -82,7 +82,8 @@ pub fn now_s() -> u64 {
 
 impl State {
     /// Makes a session that of a token's user. Used by all transports.
-    pub fn sign_in(&mut self, id: SessionId, token: &str) -> Result<(), Denial> {
+    /// Returns where the token wants it to be subscribed.
+    pub fn sign_in(&mut self, id: SessionId, token: &str) -> Result<Vec<Grant>, Denial> {
         let token = self.auth.connect(token, now_s())?;
         let user = if token.user.is_empty() {
             None
@@ -94,7 +95,7 @@ impl State {
                     .ok_or(Denial::Close(Disconnect::CONNECTION_LIMIT))?,
             )
         };
-        let Some(session) = self.session(id) else { return Ok(()) };
+        let Some(session) = self.session(id) else { return Ok(Vec::new()) };
         if user.is_some() || token.info.is_some() || token.expire_at.is_some() {
             let account = session.account.get_or_insert_default();
             account.user = user;
@@ -104,7 +105,16 @@ impl State {
         if !token.user.is_empty() {
             self.users.insert(&token.user, id.idx);
         }
-        Ok(())
+        Ok(token.grants)
+    }
+
+    /// Who a client is, and all that it is subscribed to as it connects.
+    fn grants(&mut self, id: SessionId, connect: &Connect<'_>) -> Result<Vec<Grant>, Denial> {
+        let granted = self.sign_in(id, &connect.token)?;
+        let (auth, node) = (self.auth.clone(), self.node.clone());
+        let wants = connect.subs.iter().map(|sub| &*sub.channel);
+        let Some(session) = self.session(id) else { return Ok(Vec::new()) };
+        auth.served(session.user(), granted, wants, &node.config)
     }
 
     pub fn on_connect(
@@ -114,35 +124,49 @@ impl State {
         connect: &Connect<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Disconnect> {
-        let signed_in = self.sign_in(id, &connect.token);
-        let ping = self.node.config.ping_interval.as_secs() as u32;
+        let grants = self.grants(id, connect);
         let Some(session) = self.session(id) else { return Ok(()) };
-        match signed_in {
-            Ok(()) => {}
+        match grants {
+            Ok(grants) if grants.is_empty() => {
+                session.kind = Kind::Connected;
+                line(out, |out| self.put_connected(id, asked, &[], out));
+            }
+            Ok(grants) => self.serve_connect(id, asked, grants, &connect.subs, out),
             Err(Denial::Error(error)) => {
                 // centrifuge-js sends its subscribes in the same frame: nothing of that counts
                 // any more, it will come back with a fresh token.
                 session.kind = Kind::Refused;
                 line(out, |out| put_error(out, asked, &error));
-                return Ok(());
             }
             Err(Denial::Close(disconnect)) => return Err(disconnect),
             Err(Denial::Unsubscribe(_)) => return Err(Disconnect::INVALID_TOKEN),
         }
-        session.kind = Kind::Connected;
+        Ok(())
+    }
+
+    /// Appends the reply to a connect: a client is there.
+    pub fn put_connected(
+        &mut self,
+        id: SessionId,
+        asked: u32,
+        subs: &[ServerSub<'_>],
+        out: &mut Vec<u8>,
+    ) {
+        let ping = self.node.config.ping_interval.as_secs() as u32;
+        let Some(session) = self.session(id) else { return };
         let client = session.connection.to_string();
         let expire_at_s = session.account.as_ref().and_then(|account| account.expire_at_s);
         let result = ConnectResult {
             client: &client,
             version: concat!("hubbub ", env!("CARGO_PKG_VERSION")),
             ttl: expire_at_s.map(|at_s| ttl_s(at_s, now_s())),
+            subs,
             ping,
             pong: true,
             ..ConnectResult::default()
         };
-        line(out, |out| put_connect(out, asked, &result));
+        put_connect(out, asked, &result);
         self.register(id, Transport::WebSocket);
-        Ok(())
     }
 
     /// Whether a session may subscribe. Its token, if it has one, counts from now on.
@@ -171,7 +195,9 @@ impl State {
         let Some(session) = self.session(id) else { return Err(ReplyError::INTERNAL) };
         let tie = match session.subscription_token(channel) {
             Some(_) if is_subscribed => Tie::Token,
-            None if is_subscribed => Tie::Subscribed,
+            None if is_subscribed => {
+                session.grant(channel).map_or(Tie::Subscribed, |grant| grant.tie)
+            }
             _ => Tie::None,
         };
         auth.may(action, channel, Standing::new(session.user(), tie)).copied()
@@ -182,7 +208,9 @@ impl State {
         let session = self.session(id)?;
         let client = session.connection.to_string();
         let conn_info = session.account.as_ref().and_then(|account| account.info.as_deref());
-        let chan_info = session.subscription_token(channel).and_then(|token| token.info.as_deref());
+        let of_token = session.subscription_token(channel).and_then(|token| token.info.as_deref());
+        let of_grant = || session.grant(channel).and_then(|grant| grant.info.as_deref());
+        let chan_info = of_token.or_else(of_grant);
         let mut info = Vec::new();
         put_client_info(&mut info, session.user(), &client, conn_info, chan_info);
         Some(info.into())
@@ -225,7 +253,11 @@ impl State {
     ) -> Result<(), Disconnect> {
         let auth = self.auth.clone();
         let named = &*refresh.channel;
-        if !named.is_empty() && !self.is_live(id, named) {
+        let is_own = |state: &mut Self, channel: &str| {
+            state.is_live(id, channel)
+                && state.session(id).is_some_and(|session| session.grant(channel).is_none())
+        };
+        if !named.is_empty() && !is_own(self, named) {
             line(out, |out| put_error(out, asked, &ReplyError::PERMISSION_DENIED));
             return Ok(());
         }
@@ -233,7 +265,7 @@ impl State {
         let wish = Wish { channel: named, token: &refresh.token, bearer: session.bearer() };
         match auth.sub_refresh(wish, now_s()) {
             Ok(None) => line(out, |out| put_refresh(out, asked, RefreshOf::Subscription, None)),
-            Ok(Some(token)) if named.is_empty() && !self.is_live(id, &token.channel) => {
+            Ok(Some(token)) if named.is_empty() && !is_own(self, &token.channel) => {
                 line(out, |out| put_error(out, asked, &ReplyError::PERMISSION_DENIED));
             }
             Ok(Some(token)) => {
@@ -271,6 +303,7 @@ impl State {
 
     /// Ends what has been over for longer than `HUB_EXPIRED_GRACE`.
     pub fn check_expiry(&mut self, id: SessionId) {
+        self.check_served(id);
         let grace_s = self.node.config.expired_grace.as_secs();
         let Some(account) = self.session(id).and_then(|session| session.account.as_mut()) else {
             return;
@@ -315,7 +348,11 @@ impl State {
             for session in self.hub.subscribers(id) {
                 // What is pending is written now if it can be: leaving the channel would copy it.
                 self.visit(session.idx);
-                if self.session(session).is_some_and(|session| session.kind == Kind::Raw) {
+                // Who didn't subscribe by itself doesn't do it again by itself.
+                let reconnects = |session: &mut Session| {
+                    session.kind == Kind::Raw || session.grant(&channel.name).is_some()
+                };
+                if self.session(session).is_some_and(reconnects) {
                     self.close(session, Disconnect::INSUFFICIENT_STATE, Queued::Flush);
                 } else {
                     self.end_subscription(session, &channel.name, Unsubscribe::INSUFFICIENT_STATE);
@@ -332,7 +369,7 @@ impl State {
         }
         self.release_emptied();
         let Some(session) = self.session(id) else { return };
-        session.forget_token(channel);
+        session.leave(channel);
         let mut push = Vec::new();
         put_unsubscribe_push(&mut push, channel, end);
         self.reply(id, &push);

@@ -139,7 +139,7 @@ impl State {
         let known = Position { offset: subscribe.offset, epoch: Epoch::asked(&subscribe.epoch) };
         waiting::Ask {
             command,
-            variant: self.variant(subscribe),
+            variant: self.variant(&subscribe.channel, subscribe.delta),
             recover: subscribe.recover.then_some(known),
             or_nothing: subscribe.flag & Subscribe::FLAG_REJECT_UNRECOVERED != 0,
             join_leave: subscribe.join_leave,
@@ -147,13 +147,12 @@ impl State {
     }
 
     /// A wish for delta that the namespace doesn't grant is ignored: the reply says so.
-    fn variant(&self, subscribe: &Subscribe<'_>) -> Variant {
-        let namespace = self.auth.namespaces().of(&subscribe.channel);
+    pub fn variant(&self, channel: &str, delta: Delta) -> Variant {
+        let namespace = self.auth.namespaces().of(channel);
         let is_granted = namespace.is_some_and(|namespace| namespace.delta);
         // It was opened under another rule: to who is slow it sends plain values.
-        let conflates =
-            self.live_slot(&subscribe.channel).is_some_and(|slot| self.hub.conflates(slot));
-        match subscribe.delta {
+        let conflates = self.live_slot(channel).is_some_and(|slot| self.hub.conflates(slot));
+        match delta {
             Delta::Fossil if is_granted && !conflates => Variant::Fresh,
             _ => Variant::Plain,
         }

@@ -20,12 +20,14 @@ use super::session::Kind;
 use super::state::{Local, Request, State, WAITING_COMMANDS_MAX};
 use super::waiting::{Asked, is_wanted};
 use super::{Shard, access};
-use crate::auth::ttl_s;
+use crate::auth::{Grant, ttl_s};
 use crate::broker::{
     BrokerCommand, ChannelCount, ChannelPage, ChannelsAsk, Control, Cursor, DisconnectUser,
-    PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, PublishError, RefreshUser, Verb,
+    PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, PublishError, RefreshUser, SubscribeUser,
+    Verb,
 };
 use crate::mailbox::Weigh;
+use crate::position::{Epoch, Position};
 use crate::protocol::{Disconnect, Unsubscribe, put_refresh_push};
 use crate::shard::ShardEvent;
 
@@ -126,7 +128,7 @@ impl State {
     fn is_addressed(&self, id: SessionId, job: &Job) -> bool {
         let target = &job.control.target;
         let Some(session) = self.sessions[id.idx as usize].as_ref() else { return false };
-        matches!(session.kind, Kind::Connected | Kind::Raw)
+        matches!(session.kind, Kind::Connecting | Kind::Connected | Kind::Raw)
             && session.born_ms <= job.came_ms
             && session.user() == &*target.user
             && target.client.is_none_or(|client| client == session.connection)
@@ -144,7 +146,7 @@ impl State {
             Verb::Disconnect(disconnect) => self.disconnect(id, disconnect),
             Verb::Unsubscribe(it) if it.channel.is_empty() => self.unsubscribe_all(id),
             Verb::Unsubscribe(it) => self.end_wish(id, &it.channel),
-            Verb::Subscribe(_) => {}
+            Verb::Subscribe(it) => self.subscribe_user(id, it),
             Verb::Refresh(refresh) => self.refresh(id, refresh),
         }
         true
@@ -154,6 +156,24 @@ impl State {
         let Some(session) = self.session(id) else { return };
         if disconnect.keep.binary_search(&session.connection).is_err() {
             self.close_with(id, disconnect.code, &disconnect.reason, Queued::Flush);
+        }
+    }
+
+    fn subscribe_user(&mut self, id: SessionId, subscribe: &SubscribeUser) {
+        let json = |json: &Option<Box<str>>| json.as_ref().map(|json| json.as_bytes().into());
+        let grant = Grant {
+            info: json(&subscribe.info),
+            data: json(&subscribe.data),
+            expire_at: subscribe.expire_at,
+            ..Grant::new(&subscribe.channel)
+        };
+        let since = subscribe.recover_since.as_ref();
+        let since =
+            since.map(|since| Position { offset: since.offset, epoch: Epoch::asked(&since.epoch) });
+        // A raw session's channels are those of its address.
+        let is_raw = self.session(id).is_some_and(|session| session.kind == Kind::Raw);
+        if is_raw || self.serve(id, grant, since).is_err() {
+            self.refuse_to_serve();
         }
     }
 

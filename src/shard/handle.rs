@@ -179,9 +179,11 @@ impl Shard {
         !put_off.is_empty()
     }
 
-    /// Sends what is for the broker. Ends every event and every read, so it also reports.
+    /// Sends what is for the broker. Ends every event and every read, so it also reports, and runs what
+    /// waited for it.
     pub fn flush_door(&self) {
         let mut state = self.state.borrow_mut();
+        state.run_held();
         state.report_gauges(self.metrics());
         if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
         {
@@ -295,6 +297,7 @@ impl Shard {
     /// Signs a raw session in and looks whether it may have all its channels.
     pub fn admit_raw(&self, id: SessionId, token: &str, channels: &[String]) -> Result<(), Denial> {
         let mut state = self.state.borrow_mut();
+        // A raw client has the channels that it names, and no others.
         state.sign_in(id, token)?;
         for channel in channels {
             let subscribe = Subscribe { channel: channel.into(), ..Subscribe::default() };

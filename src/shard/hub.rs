@@ -21,6 +21,8 @@
 //! **Invariant:** all who get a channel's patches got its publication `last_serial` last.
 //! Deliberately absent: channel names, clocks, log lines, atomics.
 
+mod held;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -95,7 +97,7 @@ pub struct Totals {
 }
 
 const TAKEN: u8 = 1;
-/// Not yet attached to a socket: collects, isn't written.
+/// Not yet attached to a socket, or its connect isn't answered: collects, isn't written.
 const HELD: u8 = 2;
 /// The socket was full at the last write.
 pub(super) const LAGGING: u8 = 4;
@@ -477,6 +479,7 @@ impl Hub {
             return;
         }
         match queued {
+            _ if self.end_hold(id.idx) => self.drop_queued(id.idx),
             Queued::Drop => self.drop_queued(id.idx),
             Queued::Flush => self.settle_all_behind(id.idx),
         }

@@ -24,6 +24,7 @@ mod presence;
 pub mod reader;
 mod recovery;
 mod register;
+mod served;
 mod session;
 mod socket;
 mod state;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::hub::{SessionId, Variant};
 use super::pace::Paced;
+use super::session::Session;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
 use super::waiting::{Ask, Asked, is_wanted, last_ask, push_asked};
@@ -208,6 +209,11 @@ impl State {
         stream.enter(ask.recover)
     }
 
+    /// What a subscriber of a live channel is told again.
+    pub fn standing(&self, slot: u32) -> Welcome {
+        self.stream(slot).map(Stream::standing).unwrap_or_default()
+    }
+
     /// Lets a session join a live channel. `None`: answered later.
     pub fn enter(
         &mut self,
@@ -268,7 +274,9 @@ impl State {
 
     /// What a catch-up may take: half the outbox, together with what is queued, or will be.
     fn room(&self, id: SessionId) -> usize {
-        let queued_bytes = self.hub.queued_bytes(id) + self.answer_bytes;
+        let session = self.sessions.get(id.idx as usize).and_then(Option::as_ref);
+        let answer_bytes = self.answer_bytes + session.map_or(0, Session::answer_bytes);
+        let queued_bytes = self.hub.queued_bytes(id) + answer_bytes;
         (self.node.config.outbox_bytes_max / 2).saturating_sub(queued_bytes)
     }
 

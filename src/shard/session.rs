@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::access::Account;
 use super::hub::{Queued, SessionId};
 use super::reader::Input;
+use super::served::Served;
 use super::state::State;
 use super::waiting::{Later, RawJoin};
 use crate::admission::{Bucket, ClientPermit, Verdict};
@@ -26,8 +27,17 @@ pub enum Kind {
     Fresh,
     /// Its connect command got an error: whatever else it sends means nothing.
     Refused,
+    /// Its connect waits for the channels that come with it.
+    Connecting,
     Connected,
     Raw,
+}
+
+/// Whether a session was charged for commands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fare {
+    Due,
+    Paid,
 }
 
 /// The cold part of a session.
@@ -51,6 +61,8 @@ pub struct Session {
     pub dead: bool,
     pub raw: Option<Box<RawJoin>>,
     pub account: Option<Box<Account>>,
+    /// Its server-side subscriptions.
+    pub served: Option<Box<Served>>,
     pub later: Option<Box<Later>>,
     /// `HUB_COMMAND_RATE`.
     commands: Bucket,
@@ -89,6 +101,7 @@ impl Session {
             dead: false,
             raw: None,
             account: None,
+            served: None,
             later: None,
         }
     }
@@ -153,12 +166,28 @@ impl State {
             self.charge(id); // A raw client's frames mean nothing, but they cost.
             return;
         }
+        self.run_commands(id, message, Fare::Due);
+    }
+
+    /// Runs what came while connects waited for their channels, as if it came now.
+    pub fn run_held(&mut self) {
+        for (id, commands) in std::mem::take(&mut self.held) {
+            if self.is_open(id) {
+                self.run_commands(id, &commands, Fare::Paid);
+            }
+        }
+    }
+
+    fn run_commands(&mut self, id: SessionId, commands: &[u8], fare: Fare) {
         let mut replies = Vec::new();
         let mut end = None;
-        for line in lines(message) {
-            let verdict = self.charge(id);
+        for line in lines(commands) {
+            let verdict = if fare == Fare::Paid { Verdict::Fine } else { self.charge(id) };
+            let is_connecting = self.is_connecting(id);
             let outcome = match decode(line) {
                 _ if verdict == Verdict::FarOver => break,
+                _ if is_connecting && self.hold_command(id, line) => continue,
+                _ if is_connecting => Err(Disconnect::TOO_MANY_REQUESTS),
                 Ok(command) if verdict == Verdict::Over => {
                     self.refuse_command(id, &command, &mut replies);
                     Ok(())

@@ -115,6 +115,8 @@ pub(super) struct State {
     /// When the timers of sessions were looked at, milliseconds.
     pub swept_ms: u64,
     pub drain: Option<Drain>,
+    /// What came before a connect was answered, and is to be run.
+    pub held: Vec<(SessionId, Vec<u8>)>,
 }
 
 /// Counters go on where they were before a panic.
@@ -163,6 +165,7 @@ impl State {
             now_ms: node.now_ms(),
             swept_ms: node.now_ms(),
             drain: None,
+            held: Vec::new(),
             idx,
             life,
             node,

@@ -238,6 +238,12 @@ impl Stream {
         }
     }
 
+    /// What a subscriber is told again.
+    pub fn standing(&self) -> Welcome {
+        let positioned = self.recovery == Recovery::Stream || self.has_history;
+        Welcome { positioned, ..self.welcome(self.position.unwrap_or_default()) }
+    }
+
     /// Notes a read. False: one that answers the same is on its way.
     pub fn try_read(&mut self, key: ReadKey, is_second: bool) -> bool {
         let is_new = !self.is_read(key);

@@ -86,7 +86,7 @@ impl State {
             && now_ms >= session.stalled_ms + write_timeout_ms
         {
             self.close(id, Disconnect::WRITE_ERROR, Queued::Drop);
-        } else if matches!(session.kind, Kind::Fresh | Kind::Refused)
+        } else if matches!(session.kind, Kind::Fresh | Kind::Refused | Kind::Connecting)
             && now_ms >= session.born_ms + stale_timeout_ms
         {
             self.close(id, Disconnect::STALE, Queued::Flush);

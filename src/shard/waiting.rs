@@ -72,6 +72,8 @@ pub type Waiters = HashMap<SessionId, SmallVec<[Asked; 1]>>;
 pub enum Asked {
     Subscribe(Ask),
     Unsubscribe(u32),
+    /// The server subscribes it.
+    Serve(Ask),
     Join,
     /// The server API ends what was asked before.
     End,
@@ -94,7 +96,7 @@ pub struct Ask {
 impl Asked {
     fn ask(&self) -> Ask {
         match self {
-            Asked::Subscribe(ask) => *ask,
+            Asked::Subscribe(ask) | Asked::Serve(ask) => *ask,
             Asked::Unsubscribe(_) | Asked::Join | Asked::End => Ask::default(),
         }
     }
@@ -106,10 +108,16 @@ pub fn is_wanted(asked: &[Asked]) -> bool {
     !matches!(asked.last(), Some(Asked::Unsubscribe(_) | Asked::End))
 }
 
-/// What the last subscribe among them asks for.
+/// What the last subscribe among them asks for. What the client knows goes before what the server API
+/// does.
 pub fn last_ask(asked: &[Asked]) -> Ask {
     let is_subscribe = |asked: &&Asked| matches!(asked, Asked::Subscribe(_) | Asked::Join);
-    asked.iter().rev().find(is_subscribe).map(Asked::ask).unwrap_or_default()
+    let last = asked.iter().rev().find(is_subscribe).or_else(|| asked.iter().rev().find(is_serve));
+    last.map(Asked::ask).unwrap_or_default()
+}
+
+fn is_serve(asked: &&Asked) -> bool {
+    matches!(asked, Asked::Serve(_))
 }
 
 /// Questions that may wait for one channel.
@@ -169,6 +177,9 @@ impl State {
 
     /// `Ok(false)`: answered together with the subscribe that still waits.
     pub fn unwant(&mut self, id: SessionId, name: &str, asked: Asked) -> Result<bool, Disconnect> {
+        if let Some(session) = self.session(id) {
+            session.leave(name);
+        }
         match self.names.get_mut(name) {
             Some(Local::Pending(waiters)) => {
                 if let Some(waiting) = waiters.get_mut(&id) {
@@ -192,9 +203,6 @@ impl State {
                 }
                 self.unsubscribe(id, slot);
                 self.release_emptied();
-                if let Some(session) = self.session(id) {
-                    session.forget_token(name);
-                }
             }
             None => {}
         }
@@ -374,8 +382,10 @@ impl State {
         let Some(session) = self.session(id) else { return };
         session.n_pending -= 1;
         if outcome.is_err() || !is_wanted(&asked) {
-            session.forget_token(name);
+            session.leave(name);
         }
+        let is_subscribe = |asked: &Asked| matches!(asked, Asked::Subscribe(_));
+        let mut is_told = asked.iter().any(is_subscribe);
         let mut out = Vec::new();
         for asked in asked {
             match (asked, &outcome) {
@@ -392,10 +402,20 @@ impl State {
                     line(&mut out, |out| put_unsubscribe_push(out, name, Unsubscribe::SERVER));
                 }
                 (Asked::End, Err(_)) => {} // It was told that it has nothing.
+                (Asked::Serve(ask), outcome) => {
+                    let outcome = match outcome {
+                        // What it missed it gets once.
+                        Ok(_) if std::mem::replace(&mut is_told, true) => Ok(self.standing(slot)),
+                        outcome => outcome.clone(),
+                    };
+                    self.reply(id, &std::mem::take(&mut out));
+                    self.on_served(id, name, ask, outcome);
+                }
                 (Asked::Join, outcome) => self.on_joined(id, outcome.is_ok().then_some(slot)),
             }
         }
         self.reply(id, &out);
+        self.answer_connect(id);
         self.go_on(id);
     }
 
@@ -407,18 +427,8 @@ impl State {
         welcome: &Welcome,
         out: &mut Vec<u8>,
     ) {
-        let result = SubscribeResult {
-            ttl: self.session(id).and_then(|session| session.subscription_ttl(name)),
-            recoverable: welcome.recoverable,
-            epoch: welcome.at.epoch.as_str(),
-            publications: welcome.missed.json(),
-            recovered: welcome.recovered,
-            offset: welcome.at.offset,
-            positioned: welcome.positioned,
-            was_recovering: welcome.was_recovering,
-            delta: ask.variant != Variant::Plain,
-            ..SubscribeResult::default()
-        };
+        let ttl = self.session(id).and_then(|session| session.subscription_ttl(name));
+        let result = SubscribeResult { ttl, ..welcome.result(ask.variant) };
         line(out, |out| put_subscribe(out, ask.command, &result));
     }
 

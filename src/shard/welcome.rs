@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use crate::broker::{HistoryPage, Listed};
-use crate::position::Position;
+use super::hub::Variant;
+use crate::broker::{HistoryPage, Listed, Stored};
+use crate::position::{Epoch, Position};
+use crate::protocol::SubscribeResult;
 
 /// What a subscriber is told of the stream that it joins.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Welcome {
     pub recoverable: bool,
     pub positioned: bool,
@@ -21,7 +23,7 @@ pub struct Welcome {
 }
 
 /// Publications for a subscriber alone, in JSON.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub enum Missed {
     #[default]
     Nothing,
@@ -41,7 +43,34 @@ impl Welcome {
     }
 }
 
+impl Welcome {
+    /// As a subscribe is answered.
+    pub fn result(&self, variant: Variant) -> SubscribeResult<'_> {
+        SubscribeResult {
+            recoverable: self.recoverable,
+            epoch: self.at.epoch.as_str(),
+            publications: self.missed.json(),
+            recovered: self.recovered,
+            offset: self.at.offset,
+            positioned: self.positioned,
+            was_recovering: self.was_recovering,
+            delta: variant != Variant::Plain,
+            ..SubscribeResult::default()
+        }
+    }
+}
+
 impl Missed {
+    /// With the epoch of each.
+    pub fn publications(&self) -> impl Iterator<Item = (&Stored, Epoch)> {
+        let page = match self {
+            Missed::Nothing => None,
+            Missed::Page(page) | Missed::Patched(page) => Some(page),
+        };
+        page.into_iter()
+            .flat_map(|page| page.publications.iter().map(|stored| (&**stored, page.top.epoch)))
+    }
+
     /// For a subscriber with delta.
     pub fn patched(self) -> Self {
         match self {

@@ -27,6 +27,7 @@ pub mod past;
 pub mod proxy;
 pub mod redis;
 pub mod registry;
+pub mod served;
 pub mod swarm;
 pub mod sys;
 pub mod traffic;

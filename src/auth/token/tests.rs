@@ -55,7 +55,7 @@ fn a_good_token_says_who_and_how_long() {
         user: "42".into(),
         info: Some(r#"{"name":"é"}"#.as_bytes().into()),
         expire_at: Some(NOW_S + 60),
-        channels: ["a".into(), "b".into()].into(),
+        grants: vec![Grant::new("a"), Grant::new("b")],
     };
     assert_eq!(connect(&token(&claims)), Ok(expected));
     assert_eq!(connect(&token(&json!({}))), Ok(ConnectionToken::default()));

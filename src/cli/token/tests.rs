@@ -53,6 +53,10 @@ fn what_is_made_is_found_good() {
         &["good: connects user \"42\"\n", "ends in ", "made with HUB_TOKEN_HMAC_SECRET\n"],
     );
     check(&["--user", ""], &["good: connects an anonymous client\n"]);
+    check(
+        &["--user=42", "--serve=b:#42,43", "--serve=a"],
+        &["good: connects user \"42\"\n", "subscribes it to a, b:#42,43\n"],
+    );
     check(&["--user=42", "--expires=0"], &["never ends\n"]);
     check(&["--user", "42", "--info", r#"{"a": 1}"#], &["info {\"a\": 1}\n"]);
     let channel = ["--user", "42", "--channel", "a:1"];
@@ -71,7 +75,13 @@ fn claims_follow_the_options_and_the_knobs() {
         Config::load([], env).expect("a configuration").config
     };
     let config = config(&[KEY, ("HUB_TOKEN_AUDIENCE", "hub"), ("HUB_TOKEN_ISSUER", "app")]);
-    let order = Order { user: "42", channel: Some("a"), expires: "90s", info: Some("[1]") };
+    let order = Order {
+        user: "42",
+        channel: Some("a"),
+        serve: Vec::new(),
+        expires: "90s",
+        info: Some("[1]"),
+    };
     let token = make(&order, &config, 1000).expect("a token");
     let claims = Unverified::read(&token).expect("a token").claims;
     let expected = serde_json::json!({
@@ -112,6 +122,18 @@ fn refusals_are_explained() {
     );
     let long = "x".repeat(TOKEN_BYTES_MAX + 1);
     check(&long, &[KEY], &["refused: longer than 16 KiB"]);
+    let others = made(&["--user=42", "--serve=a", "--serve=#43"], &[KEY]);
+    check(
+        &others,
+        &[KEY],
+        &["may not bring along channel \"#43\"", "told: error 103, permission denied"],
+    );
+    let many = [KEY, ("HUB_CHANNELS_MAX", "1")];
+    check(
+        &made(&["--user=42", "--serve=a", "--serve=b"], &[KEY]),
+        &many,
+        &["told: close 3505, channel limit"],
+    );
     let (_, rest) = token.split_once('.').expect("three parts");
     // {"alg":"none"}
     check(
@@ -124,7 +146,8 @@ fn refusals_are_explained() {
 #[test]
 fn times_are_explained() {
     let config = Config::load([], [(KEY.0.into(), KEY.1.into())]).expect("a configuration").config;
-    let order = Order { user: "42", channel: Some("a"), expires: "90s", info: None };
+    let order =
+        Order { user: "42", channel: Some("a"), serve: Vec::new(), expires: "90s", info: None };
     let token = make(&order, &config, 1_000_000).expect("a token");
     let told = |now_s: u64| match check(&token, &config, now_s) {
         Ok(Action::Print(text) | Action::Refuse(text)) => text,
@@ -166,6 +189,8 @@ fn mistakes_end_with_64() {
     let make = |option: &'static str| ["token", "make", "--user=42", option];
     check(&make("--channel=a b"), &[KEY], "--channel: channel name holds");
     check(&make("--channel="), &[KEY], "--channel: channel is empty");
+    check(&make("--serve="), &[KEY], "--serve: channel is empty");
+    check(&["token", "make", "--user=42", "--serve=a", "--channel=b"], &[KEY], "--channel");
     check(&make("--channel=ws:x"), &[KEY], "--channel: channel name is reserved");
     check(&make("--expires=1d"), &[KEY], "--expires: \"1d\" is not valid: expected 0 or 90s");
     check(&make("--expires=10ms"), &[KEY], "--expires");

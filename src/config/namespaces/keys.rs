@@ -145,6 +145,13 @@ pub static KEYS: &[Row] = &[
         },
     },
     Row { key: "tags_filter", set: |_, value| no_switch_yet(value) },
+    Row {
+        key: "personal",
+        set: |namespace, value| {
+            namespace.personal = value.as_bool().ok_or(Refusal::expected("true or false"))?;
+            Ok(())
+        },
+    },
 ];
 
 pub const ACCESSES: [(&str, Access); 5] = [

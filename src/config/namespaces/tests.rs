@@ -89,6 +89,7 @@ fn every_key_is_read() {
         write_delay = 0
         delta = true
         tags_filter = false
+        personal = true
         "#,
     );
     let expected = Namespace {
@@ -105,11 +106,12 @@ fn every_key_is_read() {
         join_leave: JoinLeave::Forced,
         max_rate: None,
         delta: true,
+        personal: true,
     };
     assert_eq!(expected.keep(), Some(Keep { size: 100, ttl_ms: 60_000 }));
     assert_eq!(Namespace::default().keep(), None);
     assert_eq!(namespaces.of("a:1"), Some(&expected));
-    assert_eq!(KEYS.len(), 15, "a new key is to be in this test");
+    assert_eq!(KEYS.len(), 16, "a new key is to be in this test");
     for (word, access) in ACCESSES {
         for key in ["publish", "history", "presence_access"] {
             let found = *parsed(&format!("namespaces.a.{key} = \"{word}\"")).of("a:").unwrap();
@@ -161,6 +163,22 @@ fn openness_is_told() {
     for name in ["a", "\"\"", "\"*\""] {
         assert!(parsed(&format!("namespaces.{name}.subscribe = \"anyone\"")).let_anyone_in());
     }
+}
+
+#[test]
+fn personal_channels_are_in_namespaces_with_a_name() {
+    assert_eq!(Namespaces::default().personal().count(), 0);
+    let text = "namespaces.b.personal = true\nnamespaces.\"\".personal = true\n\
+                namespaces.a.personal = true\nnamespaces.c.personal = false\n";
+    assert_eq!(parsed(text).personal().collect::<Vec<_>>(), ["", "a", "b"]);
+    assert_eq!(
+        mistakes("[namespaces.a]\n[namespaces.\"*\"]\npersonal = true"),
+        "2: namespaces.\"*\".personal: expected a namespace with a name, or \"\""
+    );
+    assert_eq!(
+        mistakes("[namespaces.a]\npersonal = 1"),
+        "2: namespaces.a.personal: 1 is not valid: expected true or false"
+    );
 }
 
 #[test]

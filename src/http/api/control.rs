@@ -38,6 +38,10 @@ pub fn subscribe(shard: &Rc<Shard>, members: &Members<'_>) -> Result<Work, Refus
         channel,
     };
     check_channel(shard, &subscribe.channel)?;
+    let user = target.as_ref().map_or("", |target| &target.user);
+    if !shard.node.config.dev && !channel::is_for(&subscribe.channel, user) {
+        return Err(ReplyError::BAD_REQUEST.into());
+    }
     // As Centrifugo answers it (server API, 3).
     if subscribe.expire_at.is_some_and(|at_s| at_s <= unix_ms() / 1000) {
         return Err(ReplyError::INTERNAL.into());

@@ -106,6 +106,58 @@ fn a_session_gets_what_is_published_while_it_is_subscribed() {
     assert_eq!(hub.outbox_bytes(), 0);
 }
 
+/// A session that is held collects; then something goes ahead of that, or takes its place.
+#[test]
+fn what_is_held_comes_behind_the_answer() {
+    for (collected, expected) in [
+        (Queued::Flush, &b"\x8a\x03png\x81\x01!\x81\x01r\x81\x01a\x81\x01b\x81\x01c"[..]),
+        (Queued::Drop, b"\x8a\x03png\x81\x01!\x81\x01c"),
+    ] {
+        let mut hub = hub(1_000);
+        let id = hub.add_session(Format::Raw);
+        hub.attach(id, 7);
+        // Written in part before.
+        assert!(hub.push_own(id, b"\x8a\x03png"));
+        assert_eq!(read(&mut hub, id, 3, Sent::Full), b"\x8a\x03p");
+        hub.hold(id);
+        assert!(hub.subscribe(id, 0));
+        publish(&mut hub, 0, b'a', 1);
+        assert!(hub.push_own(id, b"\x81\x01r"));
+        assert!(hub.subscribe(id, 1));
+        publish(&mut hub, 1, b'b', 1);
+        assert_eq!(read_all(&mut hub, id), b"");
+        hub.release(id, b"\x81\x01!", collected);
+        publish(&mut hub, 0, b'c', 1);
+        assert_eq!(read_all(&mut hub, id), expected[3..], "{collected:?}");
+        assert_eq!(hub.outbox_bytes(), 0);
+        check_inside(&hub).unwrap();
+    }
+}
+
+#[test]
+fn who_is_held_is_closed_without_what_was_collected() {
+    let mut hub = hub(1_000);
+    let [held, raw] = [7, -1].map(|fd| {
+        let id = hub.add_session(Format::Raw);
+        if fd >= 0 {
+            hub.attach(id, fd);
+            hub.hold(id);
+        }
+        assert!(hub.subscribe(id, 0));
+        id
+    });
+    publish(&mut hub, 0, b'a', 1);
+    hub.close(held, b"\x88\x00", Queued::Flush);
+    hub.close(raw, b"\x88\x00", Queued::Flush);
+    assert_eq!(read_all(&mut hub, held), b"\x88\x00");
+    // Not attached yet: it is told all once it is.
+    assert_eq!(read_all(&mut hub, raw), b"");
+    hub.attach(raw, 8);
+    assert_eq!(read_all(&mut hub, raw), b"\x81\x01a\x88\x00");
+    hub.release(held, b"\x81\x01!", Queued::Flush);
+    assert_eq!(read_all(&mut hub, held), b"", "it is closed");
+}
+
 /// A publication of three bytes is written up to its second byte, then something happens. That
 /// byte is also the last of the first write, so the second one may break there.
 fn check_partial(then: impl Fn(&mut Hub, SessionId), expected_rest: &[u8]) {

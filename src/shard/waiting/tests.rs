@@ -44,3 +44,21 @@ fn an_answer_that_closes_its_session_leaves_the_channel_to_those_who_wait() {
     assert_eq!(state.hub.n_channels(), 1);
     assert!(state.commands.is_empty(), "{:?}", state.commands);
 }
+
+#[test]
+fn what_a_client_knows_goes_before_what_the_api_does() {
+    let ask = |offset| {
+        let recover = Some(Position { offset, ..Position::default() });
+        Ask { recover, ..Ask::default() }
+    };
+    let check = |asked: &[Asked], expected: Option<u64>| {
+        assert_eq!(last_ask(asked).recover.map(|at| at.offset), expected);
+    };
+    let (subscribe, serve) = (|n| Asked::Subscribe(ask(n)), |n| Asked::Serve(ask(n)));
+    check(&[], None);
+    check(&[serve(1)], Some(1));
+    check(&[serve(1), serve(2)], Some(2));
+    check(&[subscribe(1), serve(2)], Some(1));
+    check(&[serve(2), subscribe(1)], Some(1));
+    check(&[serve(2), Asked::Unsubscribe(7), subscribe(1), Asked::End, subscribe(3)], Some(3));
+}

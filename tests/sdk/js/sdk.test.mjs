@@ -1,5 +1,6 @@
 // centrifuge-js, unchanged, against a real hubbub and a real Redis.
 import assert from 'node:assert/strict';
+import { createHmac } from 'node:crypto';
 import { test } from 'node:test';
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
@@ -7,9 +8,9 @@ import { eventually, Hub, Redis, temporary, within } from './stage.mjs';
 
 /** A client that collects what arrives; it comes back fast, as a test cannot wait. */
 class Client {
-  constructor(hub) {
+  constructor(hub, options = {}) {
     this.centrifuge = new Centrifuge(hub.socketUrl, {
-      websocket: WebSocket, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 5000,
+      websocket: WebSocket, minReconnectDelay: 20, maxReconnectDelay: 200, timeout: 5000, ...options,
     });
     this.received = [];
     this.n_connects = 0;
@@ -182,6 +183,60 @@ for (const broker of ['the embedded broker', 'Redis']) {
     assert.equal(publications[1].info.client.length, 36, 'who published it');
   });
 }
+
+/** A JWT, HS256. */
+function sign(claims, secret) {
+  const encode = (bytes) => Buffer.from(bytes).toString('base64url');
+  const text = `${encode('{"alg":"HS256"}')}.${encode(JSON.stringify(claims))}`;
+  return `${text}.${encode(createHmac('sha256', secret).update(text).digest())}`;
+}
+
+staged('server-side subscriptions: with the token, by the API, and recovered', async (open) => {
+  const redis = await open(Redis.start());
+  const file = await open(temporary(
+    '[namespaces.orders]\nhistory_size = 100\nhistory_ttl = "60s"\nrecovery = "stream"\n'
+    + '[namespaces.user]\npersonal = true\n[namespaces.""]\n',
+  ));
+  const knobs = { HUB_CONFIG: file.path, HUB_REDIS_URL: redis.url, HUB_TOKEN_HMAC_SECRET: 'secret' };
+  const [hub, other] = [await open(Hub.start({ knobs })), await open(Hub.start({ knobs }))];
+  const token = sign({ sub: '42', subs: { 'orders:1': { data: { motd: 'hi' } } } }, 'secret');
+  const client = new Client(hub, { token });
+  const [subscribed, unsubscribed] = [[], []];
+  client.centrifuge.on('publication', ({ channel, data }) => client.received.push({ channel, data }));
+  client.centrifuge.on('subscribed', (context) => subscribed.push(context));
+  client.centrifuge.on('unsubscribed', ({ channel }) => unsubscribed.push(channel));
+  await open(client);
+  await eventually('both are subscribed', () => subscribed.length === 2);
+  const context = subscribed.find(({ channel }) => channel === 'orders:1');
+  assert.deepEqual([context.recoverable, context.data], [true, { motd: 'hi' }]);
+  assert.ok(subscribed.some(({ channel }) => channel === 'user:#42'));
+  await other.publish('orders:1', 1);
+  await other.publish('user:#42', 'for you');
+  await client.gets('orders:1', [1]);
+  await client.gets('user:#42', ['for you']);
+  await other.api('subscribe', { user: '42', channel: 'orders:2' });
+  await eventually('the API subscribed it', () => subscribed.some(({ channel }) => channel === 'orders:2'));
+  await other.publish('orders:2', 'a');
+  await client.gets('orders:2', ['a']);
+
+  assert.deepEqual(await hub.stop(), { code: 0, signal: null });
+  await other.publish('orders:1', 2);
+  await other.publish('orders:1', 3);
+  await other.publish('orders:2', 'b');
+  subscribed.length = 0;
+  const again = await open(Hub.start({ knobs, port: hub.port }));
+  await eventually('all are there again', () => subscribed.length === 3);
+  for (const channel of ['orders:1', 'orders:2']) {
+    const context = subscribed.find((context) => context.channel === channel);
+    assert.deepEqual([context.wasRecovering, context.recovered], [true, true], channel);
+  }
+  await other.publish('orders:1', 4);
+  await client.gets('orders:1', [1, 2, 3, 4]);
+  await client.gets('orders:2', ['a', 'b']);
+  await again.api('unsubscribe', { user: '42', channel: 'orders:2' });
+  await eventually('the API unsubscribed it', () => unsubscribed.includes('orders:2'));
+  assert.deepEqual(unsubscribed, ['orders:2']);
+});
 
 staged('delta: patches become the values again', async (open) => {
   const redis = await open(Redis.start());

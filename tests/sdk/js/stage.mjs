@@ -161,10 +161,14 @@ export class Hub extends Process {
     return lines.reduce((sum, line) => sum + Number(line.split(' ').at(-1)), 0);
   }
 
-  async publish(channel, data) {
-    const body = JSON.stringify({ channel, data });
-    const response = await fetch(`${this.origin}/api/publish`, { method: 'POST', body });
+  publish(channel, data) {
+    return this.api('publish', { channel, data });
+  }
+
+  async api(method, params) {
+    const body = JSON.stringify(params);
+    const response = await fetch(`${this.origin}/api/${method}`, { method: 'POST', body });
     const { result, error } = await response.json();
-    if (!result) throw new Error(`publish: ${response.status} ${JSON.stringify(error)}`);
+    if (!result) throw new Error(`${method}: ${response.status} ${JSON.stringify(error)}`);
   }
 }

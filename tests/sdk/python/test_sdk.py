@@ -1,6 +1,10 @@
 """centrifuge-python, unchanged, against a real hubbub and a real Redis."""
 
 import asyncio
+import base64
+import hashlib
+import hmac
+import json
 import signal
 import tempfile
 import time
@@ -42,17 +46,44 @@ class Collector(SubscriptionEventHandler):
         self.end = ctx.code
 
 
+class Served(Connects):
+    """Collects what comes on server-side subscriptions."""
+
+    def __init__(self):
+        super().__init__()
+        self.subscribed = []
+        self.data = {}
+
+    async def on_subscribed(self, ctx):
+        self.subscribed.append(ctx)
+
+    async def on_publication(self, ctx):
+        self.data.setdefault(ctx.channel, []).append(ctx.pub.data)
+
+
+def sign(claims, secret):
+    """A JWT, HS256."""
+
+    def encode(data):
+        return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+    text = encode(b'{"alg":"HS256"}') + b"." + encode(json.dumps(claims).encode())
+    signature = hmac.new(secret.encode(), text, hashlib.sha256).digest()
+    return (text + b"." + encode(signature)).decode()
+
+
 class Viewer:
     """A client that collects what arrives; it comes back fast, as a test cannot wait."""
 
-    def __init__(self, hub):
-        self.connects = Connects()
+    def __init__(self, hub, token="", connects=None):
+        self.connects = connects or Connects()
         self.client = Client(
             hub.socket_url,
             events=self.connects,
             min_reconnect_delay=0.02,
             max_reconnect_delay=0.2,
             proxy=None,
+            token=token,
         )
         self.collectors = {}
 
@@ -221,6 +252,42 @@ class Sdk(unittest.IsolatedAsyncioTestCase):
 
     async def test_history_with_redis(self):
         await self.history_and_its_positions(HUB_REDIS_URL=(await self.redis()).url)
+
+    async def test_server_side_subscriptions(self):
+        file = tempfile.NamedTemporaryFile("w", suffix=".toml")
+        self.addCleanup(file.close)
+        file.write(
+            '[namespaces.orders]\nhistory_size = 100\nhistory_ttl = "60s"\nrecovery = "stream"\n'
+            '[namespaces.""]\npersonal = true\n'
+        )
+        file.flush()
+        redis = await self.redis()
+        knobs = dict(
+            HUB_CONFIG=file.name, HUB_REDIS_URL=redis.url, HUB_TOKEN_HMAC_SECRET="secret"
+        )
+        hub = self.open(await Hub.start(**knobs))
+        other = self.open(await Hub.start(**knobs))
+        served = Served()
+        token = sign({"sub": "42", "channels": ["orders:1"]}, "secret")
+        viewer = Viewer(hub, token, served)
+        self.addAsyncCleanup(viewer.client.disconnect)
+        await viewer.client.connect()
+        await eventually("both are subscribed", lambda: len(served.subscribed) == 2)
+        self.assertEqual({ctx.channel for ctx in served.subscribed}, {"orders:1", "#42"})
+        await other.publish("orders:1", 1)
+        await other.publish("#42", "for you")
+        expected = {"orders:1": [1], "#42": ["for you"]}
+        await eventually("they are delivered", lambda: served.data == expected)
+        self.assertEqual(await hub.stop(), 0)
+        await other.publish("orders:1", 2)
+        await other.publish("orders:1", 3)
+        served.subscribed.clear()
+        self.open(await Hub.start(hub.port, **knobs))
+        await eventually("both are there again", lambda: len(served.subscribed) == 2)
+        order = next(ctx for ctx in served.subscribed if ctx.channel == "orders:1")
+        self.assertEqual((order.was_recovering, order.recovered), (True, True))
+        await other.publish("orders:1", 4)
+        await eventually("nothing is missing", lambda: served.data["orders:1"] == [1, 2, 3, 4])
 
     async def test_what_is_off_answers_108(self):
         hub = self.open(await Hub.start())
