@@ -87,6 +87,8 @@ pub struct Namespace {
     pub recovery: Recovery,
     /// Publications of a channel a second, at the most; `None`: as they come.
     pub max_rate: Option<u32>,
+    /// Publications may wait so long, whole milliseconds, so that several go out in one write.
+    pub write_delay: Duration,
     /// Subscribers may ask for patches.
     pub delta: bool,
 }
@@ -121,6 +123,7 @@ impl Default for Namespace {
             history_ttl: Duration::ZERO,
             recovery: Recovery::Off,
             max_rate: None,
+            write_delay: Duration::ZERO,
             delta: false,
         }
     }

@@ -52,7 +52,7 @@ pub struct Shard {
     /// Connections whose turn comes after the loop's. Each is there once, or twice if something else
     /// woke it too.
     put_off: RefCell<Vec<Waker>>,
-    /// Something is held back by `max_rate`.
+    /// Something is held back by `max_rate`, or by a `write_delay`, for a shorter time than anything else.
     pub(super) is_held: Notify,
     stopped: Cell<bool>,
     broken: Cell<bool>,
@@ -168,9 +168,12 @@ impl Shard {
         self.put_off.borrow_mut().drain(..).for_each(Waker::wake);
     }
 
-    /// Sends what is for the broker. Ends every event and every read, so it also reports.
+    /// Sends what is for the broker. Comes after all events and every read, so it also reports.
     pub fn flush_door(&self) {
         let mut state = self.state.borrow_mut();
+        if state.take_new_due() {
+            self.is_held.notify_one();
+        }
         state.report_gauges(self.metrics());
         if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
         {
@@ -182,12 +185,7 @@ impl Shard {
     pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
         match event {
             ShardEvent::Publication { channel, publication } => {
-                let mut state = self.state.borrow_mut();
-                let queued_bytes = state.on_publication(channel, &publication);
-                if state.paces.take_new_due() {
-                    self.is_held.notify_one();
-                }
-                return queued_bytes;
+                return self.state.borrow_mut().on_publication(channel, &publication);
             }
             ShardEvent::Accepted(accepted) => {
                 let shard = self.clone();
@@ -198,8 +196,10 @@ impl Shard {
                 let mut state = self.state.borrow_mut();
                 // What is held goes out now, and nothing is held any more: it would be due when nobody
                 // is there.
-                state.show_due(Instant::now() + HELD_MAX);
+                let now = Instant::now();
+                state.show_due(now + HELD_MAX);
                 state.paces = Paces::default();
+                state.hub.end_delays(now);
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
@@ -228,7 +228,7 @@ impl Shard {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.state.borrow().paces.next_due()
+        self.state.borrow().next_due()
     }
 
     pub(super) fn show_due(&self) {

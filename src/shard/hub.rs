@@ -28,6 +28,7 @@ use bytes::Bytes;
 pub use super::cohort::Variant;
 use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
 use super::conflate::Behind;
+use super::delay::Delays;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
@@ -90,6 +91,10 @@ pub struct Totals {
     pub skipped: u64,
     /// Publications that a session will never get, because a newer one of the channel took their place.
     pub conflated: u64,
+    /// Publications that waited for their channel's `write_delay`, one per cohort.
+    pub delayed: u64,
+    /// Waits that ended before, at a bound in bytes.
+    pub delays_cut: u64,
     /// Patches that were made here.
     pub patches: Patches,
 }
@@ -158,6 +163,7 @@ impl Seat {
     }
 }
 
+#[derive(Default)]
 pub(super) struct ChannelSlot {
     pub generation: u32,
     pub key: u64,
@@ -165,6 +171,8 @@ pub(super) struct ChannelSlot {
     pub n_pins: u32,
     /// See `conflate`.
     pub conflates: bool,
+    /// See `delay`; 0: none.
+    pub delay_ms: u32,
     /// While it conflates: the newest that was fanned out in each format. What a format can't carry
     /// takes no other's place.
     pub newest: [Option<Arc<Publication>>; N_FORMATS],
@@ -191,8 +199,9 @@ pub struct Hub {
     n_sessions: usize,
     n_subscriptions: usize,
     pub(super) cohorts: Cohorts,
-    dirty: DirtySet,
-    outbox_bytes_max: usize,
+    pub(super) dirty: DirtySet,
+    pub(super) delays: Delays,
+    pub(super) outbox_bytes_max: usize,
     pub totals: Totals,
 }
 
@@ -205,6 +214,7 @@ impl Hub {
             n_subscriptions: 0,
             cohorts: Cohorts::default(),
             dirty: DirtySet::default(),
+            delays: Delays::new(usize::MAX),
             outbox_bytes_max,
             totals,
         }
@@ -213,7 +223,7 @@ impl Hub {
     // --- the hot path
 
     /// Fans a publication out to its subscribers' logs. Returns the frame bytes that were
-    /// queued, counted once per cohort.
+    /// queued, counted once per cohort. Where the channel has a delay, [`Hub::delay`] marks them.
     pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let Some(slot) =
@@ -257,11 +267,8 @@ impl Hub {
             cohort.n_behind = cohort.members.len();
             queued_bytes += frame.len();
             self.totals.deliveries += cohort.members.len() as u64;
-            if !cohort.all_dirty {
-                cohort.all_dirty = true;
-                for member in &cohort.members {
-                    self.dirty.insert(*member);
-                }
+            if !cohort.all_dirty && slot.delay_ms == 0 {
+                cohort.mark(&mut self.dirty);
             }
             if cohort.log.bytes() > cohort.trim_at {
                 let seats = &self.seats;
@@ -742,6 +749,7 @@ impl Hub {
             cohort.on_caught_up();
         }
         if cohort.members.is_empty() {
+            self.delays.forget(cohort);
             self.cohorts.remove(cohort_idx);
         }
     }

@@ -12,6 +12,7 @@ mod access;
 mod cohort;
 mod commands;
 mod conflate;
+mod delay;
 mod dirty;
 mod event;
 mod handle;
@@ -343,7 +344,7 @@ async fn sweep(shard: Rc<Shard>) {
     }
 }
 
-/// Fans out what `max_rate` held back, when it is due.
+/// Fans out what `max_rate` held back, and has written what a `write_delay` did, when it is due.
 async fn show_due(shard: Rc<Shard>) {
     loop {
         let due = shard.next_due();

@@ -6,7 +6,7 @@
 //! a read that failed as error 100, on which the client tries again; neither as a closed connection.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -62,6 +62,7 @@ impl State {
         if let Some(per_second) = namespace.max_rate {
             self.paces.open(id, per_second, Instant::now());
         }
+        self.hub.set_delay(id.slot, namespace.write_delay);
         let config = &self.node.config;
         // Half the outbox: a catch-up must never be what makes its client a slow one.
         let bytes_max = config.outbox_bytes_max / 2;
@@ -84,6 +85,17 @@ impl State {
             *stream = None;
         }
         self.paces.close(slot);
+    }
+
+    /// Namespaces changed.
+    pub fn set_delays(&mut self) {
+        let auth = self.auth.clone();
+        for id in self.hub.open_channels() {
+            let channel = self.hub.channel(id);
+            let namespace =
+                channel.and_then(|channel| auth.namespaces().of(&channel.name).copied());
+            self.hub.set_delay(id.slot, namespace.map_or(Duration::ZERO, |it| it.write_delay));
+        }
     }
 
     /// Namespaces changed. Where history is kept no longer, positions stand still and would prove that
@@ -153,6 +165,7 @@ impl State {
 
     fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let queued_bytes = self.hub.publish(id, publication);
+        self.hub.delay(id, Instant::now);
         if let Some(stream) = self.stream_of(id) {
             stream.on_shown(publication);
         }
@@ -164,6 +177,15 @@ impl State {
         while let Some((id, publication)) = self.paces.release(now) {
             self.show_now(id, &publication);
         }
+        self.hub.mark_due(now);
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        self.paces.next_due().into_iter().chain(self.hub.next_due()).min()
+    }
+
+    pub fn take_new_due(&mut self) -> bool {
+        self.paces.take_new_due() | self.hub.take_new_due()
     }
 
     /// What `max_rate` holds is older than a gap: shown behind it, it would pass for the newest.
