@@ -166,6 +166,8 @@ pub struct ShardMetrics {
     pub gaps_behind: Count,
     /// Publications that a subscriber never got because a newer one took their place.
     pub conflated: Count,
+    pub delayed: Count,
+    pub delays_cut: Count,
     /// Patches made here, their bytes, and those of the payloads that they stand for.
     pub patches: Count,
     pub patch_bytes: Count,

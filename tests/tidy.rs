@@ -11,6 +11,7 @@ use std::process::Command;
 const FILE_LINES_MAX: usize = 800;
 const FILE_LINES_MAX_WITHOUT_REASON: usize = 500;
 const FN_LINES_MAX: usize = 70;
+const FLAME_GRAPH_BYTES_MAX: u64 = 400_000;
 
 /// Files over 500 lines, each with why it isn't two.
 const LONG_FILES: &[LongFile] = &[
@@ -22,7 +23,7 @@ const LONG_FILES: &[LongFile] = &[
 ];
 
 /// No tokio, no redis, no clock: time and bytes come in as arguments.
-const SANS_IO: [&str; 20] = [
+const SANS_IO: [&str; 22] = [
     "src/frame.rs",
     "src/fossil.rs",
     "src/shard/hub.rs",
@@ -47,7 +48,7 @@ const SANS_IO: [&str; 20] = [
 ];
 
 /// The hot path counts; the loops log.
-const LOG_FREE: [&str; 9] = [
+const LOG_FREE: [&str; 10] = [
     "src/fossil.rs",
     "src/shard/hub.rs",
     "src/shard/hub/held.rs",
@@ -307,13 +308,43 @@ fn the_readmes_commands_exist() {
         let shown = readme.lines().any(|line| line.trim_start_matches("$ ") == command);
         assert!(shown, "README.md: no line `{command}`");
     }
-    for script in ["tests/run", ".ci/run"] {
+    for script in ["tests/run", ".ci/run", "flamegraphs/record"] {
         let mode = fs::metadata(root().join(script)).expect(script).permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{script} is not executable");
     }
     let help = Command::new(env!("CARGO_BIN_EXE_hubbub")).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(has_word(&help, "--dev"), "`--dev` is not in `hubbub --help`:\n{help}");
+}
+
+/// A picture that nobody explains says nothing, and a repository isn't the place for large ones.
+#[test]
+fn flame_graphs_are_explained_and_small() {
+    let readme = read("flamegraphs/README.md");
+    let mut complaints = Complaints::default();
+    let mut n_graphs = 0;
+    for entry in fs::read_dir(root().join("flamegraphs")).expect("the folder").map(Result::unwrap) {
+        let name = entry.file_name().into_string().expect("UTF-8");
+        if !name.ends_with(".svg") {
+            continue;
+        }
+        n_graphs += 1;
+        if !readme.contains(&format!("({name})")) {
+            complaints.add(format!("flamegraphs/{name}: not in the README"));
+        }
+        let n_bytes = entry.metadata().expect("a file").len();
+        if n_bytes > FLAME_GRAPH_BYTES_MAX {
+            complaints.add(format!("flamegraphs/{name}: {n_bytes} bytes"));
+        }
+        let svg = read(&format!("flamegraphs/{name}"));
+        if ["/home/", "/root/", "/Users/"].iter().any(|path| svg.contains(path)) {
+            complaints.add(format!("flamegraphs/{name}: names somebody's folders"));
+        }
+    }
+    if readme.matches(".svg)").count() != n_graphs {
+        complaints.add(format!("flamegraphs/README.md: not {n_graphs} graphs"));
+    }
+    complaints.none();
 }
 
 /// The first word of each line that begins so.

@@ -100,6 +100,8 @@ pub struct Namespace {
     pub join_leave: JoinLeave,
     /// Publications of a channel a second, at the most; `None`: as they come.
     pub max_rate: Option<u32>,
+    /// Publications may wait so long, whole milliseconds, so that several go out in one write.
+    pub write_delay: Duration,
     /// Subscribers may ask for patches.
     pub delta: bool,
     /// The server subscribes every user to a channel of its own.
@@ -143,6 +145,7 @@ impl Default for Namespace {
             presence: false,
             join_leave: JoinLeave::Off,
             max_rate: None,
+            write_delay: Duration::ZERO,
             delta: false,
             personal: false,
         }

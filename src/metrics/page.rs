@@ -68,7 +68,7 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 16] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 18] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
@@ -84,6 +84,12 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 16] = [
     }),
     ("conflated", "Publications whose place a newer one took, by subscriber.", |shard| {
         &shard.conflated
+    }),
+    ("delayed", "Publications that waited for their write_delay, by cohort.", |shard| {
+        &shard.delayed
+    }),
+    ("delays_cut", "Waits for a write_delay that a bound in bytes ended, by cohort.", |shard| {
+        &shard.delays_cut
     }),
     ("position_checks", "Streams compared with what was delivered.", |shard| {
         &shard.position_checks

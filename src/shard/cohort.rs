@@ -17,6 +17,8 @@ use ahash::{HashMap, RandomState};
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::delay::Wait;
+use super::dirty::DirtySet;
 use super::hub::ChannelSlot;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
@@ -121,6 +123,8 @@ pub struct Cohort {
     pub trim_at: usize,
     /// Of the newest frame in the log.
     pub last_frame_bytes: usize,
+    /// Once a publication of a channel with a delay came.
+    pub wait: Option<Box<Wait>>,
 }
 
 impl Cohort {
@@ -138,7 +142,14 @@ impl Cohort {
             all_dirty: false,
             trim_at: TRIM_BYTES_MIN,
             last_frame_bytes: 0,
+            wait: None,
         }
+    }
+
+    /// Has every member visited.
+    pub fn mark(&mut self, dirty: &mut DirtySet) {
+        self.all_dirty = true;
+        self.members.iter().for_each(|member| dirty.insert(*member));
     }
 
     /// Its share of a channel, if it has any.
@@ -296,33 +307,16 @@ impl Cohorts {
 
     pub fn open_channel(&mut self, id: ChannelId, channel: Arc<Channel>) {
         let at = id.slot as usize;
-        while self.channels.len() <= at {
-            self.channels.push(ChannelSlot {
-                generation: 0,
-                key: 0,
-                n_pins: 0,
-                conflates: false,
-                newest: Default::default(),
-                last_serial: 0,
-                is_chained: false,
-                n_told: 0,
-                cohorts: Vec::new(),
-                channel: None,
-            });
+        if self.channels.len() <= at {
+            self.channels.resize_with(at + 1, ChannelSlot::default);
         }
         let key = self.keys.hash_one((id.slot, id.generation));
         debug_assert!(self.channels[at].channel.is_none());
         self.channels[at] = ChannelSlot {
             generation: id.generation,
             key,
-            n_pins: 0,
-            conflates: false,
-            newest: Default::default(),
-            last_serial: 0,
-            is_chained: false,
-            n_told: 0,
-            cohorts: Vec::new(),
             channel: Some(channel),
+            ..ChannelSlot::default()
         };
         self.n_open += 1;
     }

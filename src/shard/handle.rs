@@ -15,7 +15,6 @@ use uuid::Uuid;
 
 use super::control::Left;
 use super::hub::{Queued, SessionId};
-use super::pace::Paces;
 use super::reader::{Flow, Input, Limits, Reader};
 use super::session::Session;
 use super::state::{Joined, Request, State};
@@ -42,9 +41,6 @@ const INPUT_TIME_MAX: Duration = Duration::from_micros(100);
 /// Connections woken for a turn: few handshakes, or many short commands, fill one.
 const WOKEN_MAX: usize = 32;
 
-/// `max_rate` holds nothing back for longer.
-const HELD_MAX: Duration = Duration::from_secs(1);
-
 /// One shard, on its thread.
 pub struct Shard {
     pub node: Arc<Node>,
@@ -57,7 +53,7 @@ pub struct Shard {
     /// Connections whose turn comes after the loop's. Each is there once, or twice if something else
     /// woke it too.
     put_off: RefCell<VecDeque<Waker>>,
-    /// Something is held back by `max_rate`.
+    /// Something is held back by `max_rate`, or by a `write_delay`, for a shorter time than anything else.
     pub(super) is_held: Notify,
     /// The server API asks something of sessions.
     pub(super) has_controls: Notify,
@@ -184,6 +180,9 @@ impl Shard {
     pub fn flush_door(&self) {
         let mut state = self.state.borrow_mut();
         state.run_held();
+        if state.take_new_due() {
+            self.is_held.notify_one();
+        }
         state.report_gauges(self.metrics());
         if let Err(batch) = self.door.try_send(std::mem::take(&mut state.commands), Urgency::Prompt)
         {
@@ -195,12 +194,7 @@ impl Shard {
     pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
         match event {
             ShardEvent::Publication { channel, publication } => {
-                let mut state = self.state.borrow_mut();
-                let queued_bytes = state.on_publication(channel, &publication);
-                if state.paces.take_new_due() {
-                    self.is_held.notify_one();
-                }
-                return queued_bytes;
+                return self.state.borrow_mut().on_publication(channel, &publication);
             }
             ShardEvent::Change { channel, change } => {
                 return self.state.borrow_mut().on_change(channel, &change);
@@ -212,10 +206,7 @@ impl Shard {
             }
             ShardEvent::Drain { spread_ms } => {
                 let mut state = self.state.borrow_mut();
-                // What is held goes out now, and nothing is held any more: it would be due when nobody
-                // is there.
-                state.show_due(Instant::now() + HELD_MAX);
-                state.paces = Paces::default();
+                state.show_all(Instant::now());
                 let n_at_start = state.hub.n_sessions();
                 let started_ms = self.node.now_ms();
                 state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
@@ -248,7 +239,7 @@ impl Shard {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.state.borrow().paces.next_due()
+        self.state.borrow().next_due()
     }
 
     pub(super) fn show_due(&self) {

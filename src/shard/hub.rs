@@ -22,6 +22,7 @@
 //! Deliberately absent: channel names, clocks, log lines, atomics.
 
 mod held;
+mod moves;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use bytes::Bytes;
 use super::cohort::{Cohort, CohortRef, Cohorts, Mark};
 pub use super::cohort::{Share, Variant};
 use super::conflate::Behind;
+use super::delay::Delays;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
 use crate::channel::{Channel, ChannelId};
@@ -92,6 +94,10 @@ pub struct Totals {
     pub skipped: u64,
     /// Publications that a session will never get, because a newer one of the channel took their place.
     pub conflated: u64,
+    /// Publications that waited for their channel's `write_delay`, one per cohort.
+    pub delayed: u64,
+    /// Waits that ended before, at a bound in bytes.
+    pub delays_cut: u64,
     /// Patches that were made here.
     pub patches: Patches,
 }
@@ -160,6 +166,7 @@ impl Seat {
     }
 }
 
+#[derive(Default)]
 pub(super) struct ChannelSlot {
     pub generation: u32,
     pub key: u64,
@@ -167,6 +174,8 @@ pub(super) struct ChannelSlot {
     pub n_pins: u32,
     /// See `conflate`.
     pub conflates: bool,
+    /// See `delay`; 0: none.
+    pub delay_ms: u32,
     /// While it conflates: the newest that was fanned out in each format. What a format can't carry
     /// takes no other's place.
     pub newest: [Option<Arc<Publication>>; N_FORMATS],
@@ -196,7 +205,8 @@ pub struct Hub {
     n_subscriptions: usize,
     pub(super) cohorts: Cohorts,
     pub(super) dirty: DirtySet,
-    outbox_bytes_max: usize,
+    pub(super) delays: Delays,
+    pub(super) outbox_bytes_max: usize,
     pub totals: Totals,
 }
 
@@ -209,6 +219,7 @@ impl Hub {
             n_subscriptions: 0,
             cohorts: Cohorts::default(),
             dirty: DirtySet::default(),
+            delays: Delays::new(usize::MAX),
             outbox_bytes_max,
             totals,
         }
@@ -217,7 +228,7 @@ impl Hub {
     // --- the hot path
 
     /// Fans a publication out to its subscribers' logs. Returns the frame bytes that were
-    /// queued, counted once per cohort.
+    /// queued, counted once per cohort. Where the channel has a delay, [`Hub::delay`] marks them.
     pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let Some(slot) =
@@ -253,9 +264,12 @@ impl Hub {
                 }
                 continue;
             }
-            queue(&self.seats, &mut self.dirty, cohort, id.slot, frame);
+            queue(&self.seats, cohort, id.slot, frame);
             queued_bytes += frame.len();
             self.totals.deliveries += cohort.members.len() as u64;
+            if !cohort.all_dirty && slot.delay_ms == 0 {
+                cohort.mark(&mut self.dirty);
+            }
         }
         if slot.conflates {
             let newest = slot.newest.iter_mut().zip(is_carried).filter(|(_, carried)| *carried);
@@ -265,26 +279,6 @@ impl Hub {
             self.end_fresh(id.slot);
         }
         queued_bytes
-    }
-
-    /// Who was without a base has one now.
-    #[cold]
-    fn end_fresh(&mut self, slot: u32) {
-        let list = &self.cohorts.channels[slot as usize].cohorts;
-        let fresh: Vec<u32> = list
-            .iter()
-            .filter(|cohort_ref| cohort_ref.variant == Variant::Fresh)
-            .map(|cohort_ref| cohort_ref.cohort)
-            .collect();
-        for cohort in fresh {
-            let is_told =
-                self.cohorts.cohorts[cohort as usize].share(slot).unwrap_or_default().is_told;
-            let share = Share { variant: Variant::Delta, is_told };
-            let twin = self.cohorts.with(cohort, slot, share);
-            for idx in self.cohorts.cohorts[cohort as usize].members.clone() {
-                self.move_to(idx, twin);
-            }
-        }
     }
 
     /// The first session in `from..to` that has something to write.
@@ -679,118 +673,17 @@ impl Hub {
         let own = seat.own.as_ref().map_or(0, |own| own.outbox.end() - own.position);
         (own + self.cohort_of(idx).log.end() - seat.position) as usize
     }
-
-    /// Takes the rest of a log frame that was written in part to the own outbox.
-    pub(super) fn keep_partial(&mut self, idx: u32) {
-        let seat = &mut self.seats[idx as usize];
-        if seat.own.is_some() || !seat.is(CUT_SHORT) {
-            return;
-        }
-        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
-        let boundary = cohort.log.boundary_from(seat.position);
-        if boundary == seat.position {
-            return;
-        }
-        let was_behind = seat.position < cohort.log.end();
-        let position = seat.position;
-        own(seat).outbox.append(&cohort.log, position, boundary);
-        seat.position = boundary;
-        if was_behind && boundary == cohort.log.end() {
-            cohort.on_caught_up();
-        }
-    }
-
-    /// Moves a session to another cohort; what is pending in the old log goes along.
-    pub(super) fn move_to(&mut self, idx: u32, cohort: u32) {
-        let seat = &mut self.seats[idx as usize];
-        if seat.cohort == cohort {
-            return;
-        }
-        let log = &self.cohorts.cohorts[seat.cohort as usize].log;
-        if seat.position < log.end() {
-            let position = seat.position;
-            own(seat).outbox.append(log, position, log.end());
-            self.dirty.insert(idx);
-        }
-        let old = (seat.cohort, seat.member_at, seat.position);
-        self.join(idx, cohort);
-        self.part(old.0, old.1, old.2);
-    }
-
-    fn join(&mut self, idx: u32, cohort: u32) {
-        let seat = &mut self.seats[idx as usize];
-        let members = &mut self.cohorts.cohorts[cohort as usize];
-        seat.cohort = cohort;
-        seat.member_at = members.members.len() as u32;
-        seat.position = members.log.end();
-        members.members.push(idx);
-        members.all_dirty = false;
-        self.n_subscriptions += members.channels.len();
-    }
-
-    fn leave(&mut self, idx: u32) {
-        let seat = &self.seats[idx as usize];
-        self.part(seat.cohort, seat.member_at, seat.position);
-    }
-
-    /// Takes a member out of a cohort; the last one takes the cohort with it.
-    fn part(&mut self, cohort_idx: u32, member_at: u32, position: u64) {
-        let cohort = &mut self.cohorts.cohorts[cohort_idx as usize];
-        self.n_subscriptions -= cohort.channels.len();
-        cohort.members.swap_remove(member_at as usize);
-        if let Some(moved) = cohort.members.get(member_at as usize) {
-            self.seats[*moved as usize].member_at = member_at;
-        }
-        if position < cohort.log.end() {
-            cohort.on_caught_up();
-        }
-        if cohort.members.is_empty() {
-            self.cohorts.remove(cohort_idx);
-        }
-    }
-
-    /// Drops what is queued, but for the rest of a frame that was written in part.
-    fn drop_queued(&mut self, idx: u32) {
-        self.keep_partial(idx);
-        let seat = &mut self.seats[idx as usize];
-        self.totals.dropped_frames += seat.behind.take().map_or(0, |behind| behind.len()) as u64;
-        if let Some(own) = seat.own.as_mut() {
-            let boundary = own.outbox.boundary_from(own.position);
-            self.totals.dropped_frames += own.outbox.cut(boundary) as u64;
-            if own.position == own.outbox.end() {
-                seat.own = None;
-            }
-        }
-        let cohort = &mut self.cohorts.cohorts[seat.cohort as usize];
-        if seat.position < cohort.log.end() {
-            self.totals.dropped_frames += cohort.log.frames_from(seat.position) as u64;
-            seat.position = cohort.log.end();
-            cohort.on_caught_up();
-        }
-    }
 }
 
-/// Puts a frame of a channel into a cohort's log.
+/// Puts a frame of a channel into a cohort's log. Its members are not marked for it.
 #[inline]
-pub(super) fn queue(
-    seats: &[Seat],
-    dirty: &mut DirtySet,
-    cohort: &mut Cohort,
-    slot: u32,
-    frame: &Bytes,
-) {
+pub(super) fn queue(seats: &[Seat], cohort: &mut Cohort, slot: u32, frame: &Bytes) {
     if cohort.has_marks {
         cohort.marks.push_back(Mark { position: cohort.log.end(), slot });
     }
     cohort.log.push(frame);
     cohort.last_frame_bytes = frame.len();
     cohort.n_behind = cohort.members.len();
-    if !cohort.all_dirty {
-        cohort.all_dirty = true;
-        for member in &cohort.members {
-            dirty.insert(*member);
-        }
-    }
     if cohort.log.bytes() > cohort.trim_at {
         let oldest = cohort.members.iter().map(|idx| seats[*idx as usize].position).min();
         cohort.trim(oldest.expect("invariant: a cohort has members"));

@@ -13,6 +13,7 @@ mod cohort;
 mod commands;
 mod conflate;
 mod control;
+mod delay;
 mod dirty;
 mod event;
 mod handle;
@@ -26,6 +27,7 @@ mod recovery;
 mod register;
 mod served;
 mod session;
+mod show;
 mod socket;
 mod state;
 mod stream;
@@ -354,7 +356,7 @@ async fn sweep(shard: Rc<Shard>) {
     }
 }
 
-/// Fans out what `max_rate` held back, when it is due.
+/// Fans out what `max_rate` held back, and has written what a `write_delay` did, when it is due.
 async fn show_due(shard: Rc<Shard>) {
     loop {
         let due = shard.next_due();

@@ -6,12 +6,11 @@
 //! a read that failed as error 100, on which the client tries again; neither as a closed connection.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use super::hub::{SessionId, Variant};
-use super::pace::Paced;
 use super::session::Session;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
@@ -49,7 +48,7 @@ impl State {
         self.streams.get_mut(slot as usize)?.as_deref_mut()
     }
 
-    fn stream_of(&mut self, id: ChannelId) -> Option<&mut Stream> {
+    pub fn stream_of(&mut self, id: ChannelId) -> Option<&mut Stream> {
         self.stream_mut(id.slot).filter(|stream| stream.id == id)
     }
 
@@ -63,6 +62,7 @@ impl State {
         if let Some(per_second) = namespace.max_rate {
             self.paces.open(id, per_second, Instant::now());
         }
+        self.hub.set_delay(id.slot, namespace.write_delay);
         let config = &self.node.config;
         // Half the outbox: a catch-up must never be what makes its client a slow one.
         let bytes_max = config.outbox_bytes_max / 2;
@@ -85,6 +85,17 @@ impl State {
             *stream = None;
         }
         self.paces.close(slot);
+    }
+
+    /// Namespaces changed.
+    pub fn set_delays(&mut self) {
+        let auth = self.auth.clone();
+        for id in self.hub.open_channels() {
+            let channel = self.hub.channel(id);
+            let namespace =
+                channel.and_then(|channel| auth.namespaces().of(&channel.name).copied());
+            self.hub.set_delay(id.slot, namespace.map_or(Duration::ZERO, |it| it.write_delay));
+        }
     }
 
     /// Namespaces changed. Where history is kept no longer, positions stand still and would prove that
@@ -139,40 +150,6 @@ impl State {
             self.admit_caught_up(id);
         }
         queued_bytes
-    }
-
-    /// Fans a publication out, unless it is too early for its channel's `max_rate`.
-    fn show(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
-        if let Paced::Held(replaced) = self.paces.offer(id, publication, Instant::now) {
-            if replaced {
-                self.hub.totals.conflated += self.hub.n_subscribers(id.slot) as u64;
-            }
-            return 0;
-        }
-        self.show_now(id, publication)
-    }
-
-    fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
-        let queued_bytes = self.hub.publish(id, publication);
-        let now_ms = self.now_ms;
-        if let Some(stream) = self.stream_of(id) {
-            stream.on_shown(publication, now_ms);
-        }
-        queued_bytes
-    }
-
-    /// Fans out what was held until now, or, at the end, whatever is held.
-    pub fn show_due(&mut self, now: Instant) {
-        while let Some((id, publication)) = self.paces.release(now) {
-            self.show_now(id, &publication);
-        }
-    }
-
-    /// What `max_rate` holds is older than a gap: shown behind it, it would pass for the newest.
-    pub fn show_held(&mut self, id: ChannelId) {
-        if let Some(held) = self.paces.take_held(id) {
-            self.show_now(id, &held);
-        }
     }
 
     /// A channel's history was removed. What `max_rate` holds was published before, and isn't to become

@@ -41,6 +41,10 @@ const LIFE_SHIFT: u32 = 24;
 /// refused.
 pub(super) const WAITING_COMMANDS_MAX: usize = 65_536;
 
+/// What waits for a `write_delay`, on all shards together: this part of `HUB_OUTBOX_TOTAL_BYTES`. It would
+/// count against slow clients, who are cut first.
+const DELAYED_PART: usize = 8;
+
 /// How joining all channels of a raw session ended.
 pub type Joined = Result<(), ReplyError>;
 
@@ -128,6 +132,8 @@ fn totals_of(metrics: &ShardMetrics) -> Totals {
         dropped_frames: metrics.drops_slow_consumer.get(),
         skipped: metrics.drops_not_utf8.get(),
         conflated: metrics.conflated.get(),
+        delayed: metrics.delayed.get(),
+        delays_cut: metrics.delays_cut.get(),
         patches: Patches {
             n: metrics.patches.get(),
             bytes: metrics.patch_bytes.get(),
@@ -138,8 +144,11 @@ fn totals_of(metrics: &ShardMetrics) -> Totals {
 
 impl State {
     pub fn new(node: Arc<Node>, idx: usize, life: u32) -> Self {
+        let config = &node.config;
+        let mut hub = Hub::new(config.outbox_bytes_max, totals_of(&node.metrics.shards[idx]));
+        hub.delays.bytes_max = config.outbox_total_bytes / DELAYED_PART / config.shards;
         Self {
-            hub: Hub::new(node.config.outbox_bytes_max, totals_of(&node.metrics.shards[idx])),
+            hub,
             sessions: Vec::new(),
             users: Users::default(),
             controls: Controls::default(),
@@ -302,6 +311,7 @@ impl State {
             ShardEvent::Gap(gapped) => self.on_gap(gapped),
             ShardEvent::Access(auth) => {
                 self.auth = auth;
+                self.set_delays();
                 self.end_unkept_streams();
             }
             _ => {}
@@ -375,6 +385,8 @@ impl State {
         metrics.drops_slow_consumer.set(totals.dropped_frames);
         metrics.drops_not_utf8.set(totals.skipped);
         metrics.conflated.set(totals.conflated);
+        metrics.delayed.set(totals.delayed);
+        metrics.delays_cut.set(totals.delays_cut);
         metrics.patches.set(totals.patches.n);
         metrics.patch_bytes.set(totals.patches.bytes);
         metrics.patched_bytes.set(totals.patches.full_bytes);

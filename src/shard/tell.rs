@@ -32,7 +32,10 @@ impl Hub {
             if cohort.format != Format::Json || (cohort.is_conflating && slot.conflates) {
                 continue;
             }
-            queue(&self.seats, &mut self.dirty, cohort, Mark::NO_SLOT, frame);
+            queue(&self.seats, cohort, Mark::NO_SLOT, frame);
+            if !cohort.all_dirty {
+                cohort.mark(&mut self.dirty);
+            }
             queued_bytes += frame.len();
         }
         queued_bytes

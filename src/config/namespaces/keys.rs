@@ -16,6 +16,10 @@ const MAX_RATE_MAX: u32 = 1_000;
 const HISTORY_TTLS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
 
+/// As long as `HUB_WRITE_DELAY` can be.
+const WRITE_DELAYS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(10);
+
 /// One key of a namespace.
 pub struct Row {
     pub key: &'static str,
@@ -136,7 +140,19 @@ pub static KEYS: &[Row] = &[
             Ok(())
         },
     },
-    Row { key: "write_delay", set: |_, value| no_time_yet(value) },
+    Row {
+        key: "write_delay",
+        set: |namespace, value| {
+            let delay = match value.as_str() {
+                _ if is_zero(value) => Some(Duration::ZERO),
+                Some(text) => values::duration(text, WRITE_DELAYS).ok(),
+                None => None,
+            };
+            namespace.write_delay =
+                delay.ok_or(Refusal::expected("off, 0 or a duration from \"1ms\" to \"10s\""))?;
+            Ok(())
+        },
+    },
     Row {
         key: "delta",
         set: |namespace, value| {
@@ -194,16 +210,6 @@ fn integer(value: &DeValue<'_>) -> Option<u32> {
 /// A time or number that is off.
 pub fn is_zero(value: &DeValue<'_>) -> bool {
     matches!(value.as_str(), Some("off" | "0")) || integer(value) == Some(0)
-}
-
-fn no_time_yet(value: &DeValue<'_>) -> Result<(), Refusal> {
-    match value.as_str() {
-        _ if is_zero(value) => Ok(()),
-        Some(text) if values::duration(text, Duration::ZERO..=Duration::MAX).is_ok() => {
-            Err(Refusal::NotYet(format!("{text:?}")))
-        }
-        _ => Err(Refusal::expected("off, 0 or a duration such as \"500ms\" or \"60s\"")),
-    }
 }
 
 fn listed(words: &[&str]) -> String {

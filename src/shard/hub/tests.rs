@@ -71,6 +71,7 @@ fn read_all(hub: &mut Hub, id: SessionId) -> Vec<u8> {
 /// The invariants of this file and of `cohort`, looked up where they hold or don't.
 fn check_inside(hub: &Hub) -> Checked<()> {
     hub.cohorts.check_inside()?;
+    hub.check_delays()?;
     let mut n_members = 0;
     for (cohort_idx, cohort) in &hub.cohorts.cohorts {
         let mut n_behind = 0;

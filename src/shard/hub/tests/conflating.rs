@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -17,6 +18,9 @@ use crate::publication::{Body, Format, Publication};
 const N_SLOTS: u32 = 4;
 /// The first two conflate.
 const N_CONFLATING: u32 = 2;
+/// Those publish with a delay, one that conflates and one that doesn't.
+const DELAYED: [u32; 2] = [1, 3];
+const DELAY: Duration = Duration::from_millis(3);
 const FRAME_BYTES_MAX: usize = 40;
 
 #[derive(Clone, Debug)]
@@ -101,6 +105,8 @@ struct Rig {
     ids: Vec<SessionId>,
     clients: Vec<Client>,
     latest: [u32; N_SLOTS as usize],
+    /// A millisecond goes by with each operation.
+    now: Instant,
 }
 
 impl Rig {
@@ -112,11 +118,15 @@ impl Rig {
             if slot < N_CONFLATING {
                 hub.conflate(slot);
             }
+            if DELAYED.contains(&slot) {
+                hub.set_delay(slot, DELAY);
+            }
         }
         let ids: Vec<SessionId> = (0..5).map(|_| hub.add_session(Format::Raw)).collect();
         ids.iter().for_each(|id| hub.attach(*id, id.idx as i32));
         let clients = ids.iter().map(|_| Client::default()).collect();
-        let mut rig = Self { hub, ids, clients, latest: [0; N_SLOTS as usize] };
+        let latest = [0; N_SLOTS as usize];
+        let mut rig = Self { hub, ids, clients, latest, now: Instant::now() };
         for who in 0..5 {
             for slot in 0..N_SLOTS {
                 rig.hub.subscribe(rig.ids[who], slot);
@@ -137,6 +147,7 @@ impl Rig {
             }
         }
         self.hub.publish(channel_id(slot), &publication);
+        self.hub.delay(channel_id(slot), || self.now);
     }
 
     fn visit(&mut self, who: usize, mut room: usize) -> Checked<()> {
@@ -163,6 +174,8 @@ impl Rig {
     }
 
     fn step(&mut self, op: &Op) -> Checked<()> {
+        self.now += Duration::from_millis(1);
+        self.hub.mark_due(self.now);
         if let Op::Subscribe { who, .. } | Op::Unsubscribe { who, .. } | Op::Close { who, .. } = *op
         {
             self.clients[who].settled = self.latest;

@@ -26,6 +26,8 @@ pub struct Client {
     pub closing: bool,
     /// Became writable, or broke, and wasn't visited since: nobody has to have marked it.
     pub unmarked: bool,
+    /// Until when all that is queued may wait, milliseconds.
+    pub wait_ms: Option<u64>,
     own: VecDeque<Bytes>,
     log: VecDeque<Bytes>,
     /// Bytes of the first frame that the socket has.
@@ -68,8 +70,16 @@ impl Client {
 
     /// What was published to the set of channels so far keeps its place.
     fn change_channels(&mut self, change: impl FnOnce(&mut BTreeMap<u32, Variant>)) {
+        self.wait_ms = None;
         self.own.extend(self.log.drain(..));
         change(&mut self.channels);
+    }
+
+    fn push(&mut self, frame: Bytes, due_ms: Option<u64>) {
+        let waits = self.n_queued() == 0 || self.wait_ms.is_some();
+        let due_ms = due_ms.filter(|_| waits);
+        self.wait_ms = due_ms.map(|due| self.wait_ms.map_or(due, |before| before.min(due)));
+        self.log.push_back(frame);
     }
 
     /// The socket took these bytes: the next ones of the expected frames, or the test fails.
@@ -95,6 +105,7 @@ impl Client {
 
 struct Open {
     id: ChannelId,
+    delay_ms: u64,
     /// It is closed with its last subscriber, not before its first.
     had_subscriber: bool,
 }
@@ -110,6 +121,7 @@ pub enum End {
 #[derive(Default)]
 pub struct Model {
     pub bound: usize,
+    pub now_ms: u64,
     pub clients: Vec<Client>,
     open: BTreeMap<u32, Open>,
     /// Closed channels that weren't taken yet.
@@ -147,6 +159,7 @@ impl Model {
             lagging: false,
             closing: false,
             unmarked: false,
+            wait_ms: None,
             own: VecDeque::new(),
             log: VecDeque::new(),
             front_sent: 0,
@@ -161,11 +174,15 @@ impl Model {
     // --- channels
 
     pub fn open(&mut self, id: ChannelId) {
-        self.open.insert(id.slot, Open { id, had_subscriber: false });
+        self.open.insert(id.slot, Open { id, delay_ms: 0, had_subscriber: false });
     }
 
     pub fn open_id(&self, slot: u32) -> Option<ChannelId> {
         self.open.get(&slot).map(|open| open.id)
+    }
+
+    pub fn set_delay(&mut self, slot: u32, ms: u64) {
+        self.open.get_mut(&slot).into_iter().for_each(|open| open.delay_ms = ms);
     }
 
     pub fn n_open(&self) -> usize {
@@ -234,6 +251,8 @@ impl Model {
         if self.open_id(id.slot) != Some(id) {
             return 0;
         }
+        let due_ms = self.open.get(&id.slot).map(|open| self.now_ms + open.delay_ms);
+        let due_ms = due_ms.filter(|due| *due > self.now_ms);
         let mut sets = BTreeSet::new();
         let mut queued_bytes = 0;
         for client in &mut self.clients {
@@ -248,7 +267,7 @@ impl Model {
                 Variant::Fresh | Variant::Delta => publication.whole_frame(),
             };
             if let Some(frame) = frame {
-                client.log.push_back(frame.clone());
+                client.push(frame.clone(), due_ms);
                 client.bases.insert(id.slot, publication.serial());
                 self.deliveries += 1;
                 queued_bytes += if is_first { frame.len() } else { 0 };
@@ -273,6 +292,7 @@ impl Model {
         if waits && client.queued_bytes() > bound {
             return false;
         }
+        client.wait_ms = None;
         client.keep_partial();
         client.own.extend(frames.iter().cloned());
         true
@@ -313,6 +333,7 @@ impl Model {
             return Err(TestCaseError::fail("a write for a session that isn't there"));
         };
         client.on_taken(taken)?;
+        client.wait_ms = None;
         client.lagging = end == End::Full;
         client.unmarked = end == End::Gone;
         Ok(match end {

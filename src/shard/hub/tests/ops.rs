@@ -74,6 +74,10 @@ pub enum Op {
         n: usize,
         chained: Chained,
     },
+    /// The channel's publications may wait so many milliseconds from now on.
+    Delay(u32, u64),
+    /// Time, in milliseconds.
+    Pass(u64),
     PublishStale {
         slot: u32,
         generation: u32,
@@ -146,6 +150,9 @@ pub fn op() -> impl Strategy<Value = Op> {
         8 => (who(), slot()).prop_map(|(who, slot)| Op::Unsubscribe(who, slot)),
         25 => (slot(), payload, n, chained)
             .prop_map(|(slot, payload, n, chained)| Op::Publish { slot, payload, n, chained }),
+        3 => (slot(), prop_oneof![1 => Just(0), 4 => 1..30u64])
+            .prop_map(|(slot, ms)| Op::Delay(slot, ms)),
+        12 => (0..20u64).prop_map(Op::Pass),
         1 => (0..N_SLOTS + 2, 0..20u32)
             .prop_map(|(slot, generation)| Op::PublishStale { slot, generation }),
         10 => (who(), own).prop_map(|(who, frames)| Op::PushOwn(who, frames)),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -21,6 +22,7 @@ const STALE_IDS_MAX: usize = 8;
 struct Rig {
     hub: Hub,
     model: Model,
+    start: Instant,
     /// All sets of channels get the same hash.
     collide: bool,
     stale: Vec<SessionId>,
@@ -35,7 +37,8 @@ impl Rig {
         let model = Model::new(bound);
         let hub = Hub::new(bound, Totals::default());
         let (stale, bases) = (Vec::new(), BTreeMap::new());
-        Self { hub, model, collide, stale, generation: 0, n_made: 0, bases }
+        let start = Instant::now();
+        Self { hub, model, start, collide, stale, generation: 0, n_made: 0, bases }
     }
 
     fn pick(&self, who: &Who) -> SessionId {
@@ -63,7 +66,7 @@ impl Rig {
         let client = self.model.client(id);
         if client.as_ref().is_none_or(|client| client.fd.is_none()) {
             self.hub.attach(id, fd);
-            client.into_iter().for_each(|client| client.fd = Some(fd));
+            client.into_iter().for_each(|client| (client.fd, client.wait_ms) = (Some(fd), None));
         }
     }
 
@@ -105,8 +108,19 @@ impl Rig {
         for _ in 0..n {
             let expected = self.model.publish(id, publication);
             prop_assert_eq!(self.hub.publish(id, publication), expected);
+            let now = self.now();
+            self.hub.delay(id, || now);
         }
         Ok(())
+    }
+
+    fn now(&self) -> Instant {
+        self.start + Duration::from_millis(self.model.now_ms)
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.model.now_ms += ms;
+        self.hub.mark_due(self.now());
     }
 
     fn push_own(&mut self, id: SessionId, sizes: &[usize]) -> Checked<()> {
@@ -251,6 +265,13 @@ impl Rig {
                     self.publish(id, &publication, *n)?;
                 }
             }
+            Op::Delay(slot, ms) => {
+                if self.model.open_id(*slot).is_some() {
+                    self.hub.set_delay(*slot, Duration::from_millis(*ms));
+                    self.model.set_delay(*slot, *ms);
+                }
+            }
+            Op::Pass(ms) => self.pass(*ms),
             Op::PublishStale { slot, generation } => {
                 let id = ChannelId { slot: *slot, generation: *generation };
                 let publication = self.publication(*slot, &Payload::Text(10), Chained::No);
@@ -341,7 +362,8 @@ impl Rig {
             prop_assert!(outbox_bytes >= queued_bytes);
             let must_be_marked =
                 queued_bytes > 0 && client.fd.is_some() && !client.lagging && !client.unmarked;
-            if must_be_marked {
+            let is_due = client.wait_ms.is_none_or(|until_ms| until_ms <= self.model.now_ms);
+            if must_be_marked && is_due {
                 prop_assert_eq!(hub.next_dirty(id.idx, id.idx + 1), Some(id.idx), "forgotten");
             }
         }
@@ -351,6 +373,7 @@ impl Rig {
     /// Everyone reads again: everyone gets all that is due, and nothing is left of it.
     fn drain(&mut self) -> Checked<()> {
         let all = Socket { room: Room::All, breaks: false };
+        self.pass(30);
         let ids: Vec<SessionId> = self.model.clients.iter().map(|client| client.id).collect();
         for id in &ids {
             self.attach(*id);
@@ -393,10 +416,12 @@ proptest! {
         bound in prop::sample::select(vec![0usize, 20_000, 500_000, 5_000_000]),
         n_at_start in prop_oneof![7 => 0..5usize, 1 => 30..70usize],
         collide in any::<bool>(),
+        delayed_bytes_max in prop::sample::select(vec![30_000, usize::MAX]),
         ops in prop::collection::vec(op(), 1..400),
     ) {
         let mut rig = Rig::new(bound, collide);
         (0..N_SLOTS).for_each(|slot| rig.open(slot));
+        rig.hub.delays.bytes_max = delayed_bytes_max;
         for n in 0..n_at_start {
             let id = rig.add(if n % 8 == 0 { Format::Json } else { Format::Raw });
             rig.attach(id);
