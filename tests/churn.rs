@@ -5,6 +5,7 @@ mod common;
 
 use common::cf::{self, subscribe};
 use common::hub::{TIME_WAIT, n_shards};
+use common::registry::n_connections;
 use common::ws::{CLOSE, Dial, Refused, TEXT, encode};
 use common::{Cf, Hub, Raw, Redis, SOON, eventually, scaled, secs, sign, sys};
 use serde_json::json;
@@ -138,6 +139,7 @@ struct Idle {
     n_threads: usize,
     n_users: u64,
     redis: BTreeSet<String>,
+    n_registered: usize,
     gauges: [f64; 4],
 }
 
@@ -153,6 +155,7 @@ impl Idle {
             n_threads: n_threads(hub),
             n_users: info["result"]["nodes"][0]["num_users"].as_u64().expect("a number"),
             redis: redis.channels("*").into_iter().collect(),
+            n_registered: n_connections(redis),
             gauges: Self::GAUGES.map(|name| metrics.sum(name)),
         }
     }

@@ -164,7 +164,7 @@ fn coming_and_going_leaves_no_entry() {
     vanished.into_iter().for_each(|cf| cf.raw.reset());
     assert!(eventually(SOON, || hub.metric_sum("hubbub_registry_connections") <= 21.0));
     println!("{n_visitors} came and went");
-    assert!(n_visitors >= 100);
+    assert!(n_visitors >= 50, "{n_visitors} are no churn");
     let is_level = || {
         let n = hub.metric_sum("hubbub_connections");
         n == hub.metric_sum("hubbub_registry_connections") && n == n_connections(&redis) as f64
