@@ -41,7 +41,7 @@ pub struct Bucket {
 pub enum Verdict {
     Fine,
     Over,
-    /// Over by as much again as may come at once: whoever does that doesn't listen.
+    /// Over by another quarter of what may come at once: whoever does that doesn't listen.
     FarOver,
 }
 
@@ -51,11 +51,12 @@ impl Bucket {
         let now_us = now_ms * 1000;
         let cost_us = 1_000_000 / u64::from(rate.per_second);
         let burst_us = 1_000_000 * u64::from(Rate::BURST_S);
+        let far_us = burst_us + burst_us / 4;
         // It never runs further ahead than that, so that a client isn't locked out for ever.
-        let latest_us = now_us + 2 * burst_us + cost_us;
+        let latest_us = now_us + far_us + cost_us;
         self.paid_at_us = (self.paid_at_us.max(now_us) + cost_us).min(latest_us);
         let ahead_us = self.paid_at_us - now_us;
-        if ahead_us > 2 * burst_us {
+        if ahead_us > far_us {
             Verdict::FarOver
         } else if ahead_us > burst_us {
             Verdict::Over

@@ -92,12 +92,12 @@ fn commands_over_the_rate_get_111_and_then_the_door() {
     let mut good = Cf::subscribed(&hub, &["a"]);
     let mut cf = Cf::connect(&hub);
     // Under changing names: it is the commands that count.
-    let ids = cf.send((0..150).map(|n| unsubscribe(&format!("x{n}"))).collect());
+    let ids = cf.send((0..120).map(|n| unsubscribe(&format!("x{n}"))).collect());
     let replies: Vec<_> = ids.iter().map(|id| cf.reply(*id, SOON).expect("a reply")).collect();
     let n_refused = replies.iter().filter(|reply| reply["error"]["code"] == 111).count();
     // A hundred at once, the connect among them; the clock may tick meanwhile.
-    assert!((40..=52).contains(&n_refused), "{n_refused} of 150 refused");
-    cf.send((0..150).map(|n| unsubscribe(&format!("y{n}"))).collect());
+    assert!((10..=21).contains(&n_refused), "{n_refused} of 120 refused");
+    cf.send((0..120).map(|n| unsubscribe(&format!("y{n}"))).collect());
     assert_eq!(cf.next_close(SOON), too_many_requests());
     let mut raw = Raw::open(&hub, &["a"]);
     (0..250).for_each(|_| raw.send_text("ignored"));
@@ -107,7 +107,7 @@ fn commands_over_the_rate_get_111_and_then_the_door() {
     assert_eq!(pinging.next_close(SOON), too_many_requests());
     hub.publish("a", 1);
     assert_eq!(good.next_pub(SOON).expect("within its rate").data, "1");
-    assert!(hub.metric_sum("hubbub_commands_over_rate_total") >= 300.0);
+    assert!(hub.metric_sum("hubbub_commands_over_rate_total") >= 75.0);
 }
 
 #[test]

@@ -10,11 +10,13 @@ use serde::Serialize;
 use crate::cli::{LoadArgs, SlowArgs};
 use crate::fleet::{Fleet, Pace, Plan};
 use crate::html::{Axis, Page, Plot, Scale};
-use crate::measure;
+use crate::measure::{self, Measured};
 use crate::pairs;
 use crate::process;
 use crate::publish::PublisherName;
-use crate::report::{ClientReport, Environment, GroupReport, ServerReport, Table, curves, median};
+use crate::report::{
+    ClientReport, Environment, GroupReport, Latency, ServerReport, Table, curves, median,
+};
 use crate::run;
 use crate::server::Target;
 use crate::verdict::{Comparison, Verdict, is_client_bound};
@@ -64,6 +66,8 @@ pub struct Ends {
     pub misordered: u64,
     pub damaged: u64,
     pub disconnects: BTreeMap<String, u64>,
+    /// How old what they read in the window was when they read it.
+    pub age_ms: Latency,
 }
 
 pub fn command(args: &SlowArgs, command_line: &[String]) -> anyhow::Result<Verdict> {
@@ -93,8 +97,8 @@ fn side(args: &SlowArgs, target: &Target, burdened: bool, label: &str) -> anyhow
     fleet.read_to_the_end();
     Ok(Side {
         others: GroupReport::of(&measured.groups[OTHERS]),
-        stalled: ends(&fleet, STALLED),
-        slow: ends(&fleet, SLOW),
+        stalled: ends(&fleet, &measured, STALLED),
+        slow: ends(&fleet, &measured, SLOW),
         server: ServerReport::of(&measured),
         client: ClientReport::of(&measured, false),
     })
@@ -119,7 +123,8 @@ fn plans(args: &SlowArgs, burdened: bool) -> Vec<Plan> {
     plans
 }
 
-fn ends(fleet: &Fleet, group: usize) -> Ends {
+fn ends(fleet: &Fleet, measured: &Measured, group: usize) -> Ends {
+    let age_ms = Latency::of(&measured.groups[group].group.tally.latency_us);
     let group = &fleet.groups[group];
     Ends {
         connections: group.n_ready,
@@ -128,6 +133,7 @@ fn ends(fleet: &Fleet, group: usize) -> Ends {
         misordered: group.tally.misordered,
         damaged: group.tally.damaged,
         disconnects: group.ended.clone(),
+        age_ms,
     }
 }
 
@@ -173,8 +179,14 @@ fn table(report: &SlowReport) -> Table {
                     table.row(
                         who,
                         format!(
-                            "{} connections, received {}, ended {:?}",
-                            ends.connections, ends.received, ends.disconnects
+                            "{} connections, received {}, ended {:?}; age of what was read: \
+                             p50 {:.0}  p99 {:.0}  max {:.0} ms",
+                            ends.connections,
+                            ends.received,
+                            ends.disconnects,
+                            ends.age_ms.p50,
+                            ends.age_ms.p99,
+                            ends.age_ms.max
                         ),
                     );
                 }

@@ -24,7 +24,7 @@ use crate::channel::{Channel, ChannelId};
 /// Channels handed out for commands in one millisecond. Clients that ask for ever new names come in
 /// bursts; handed on as one, a burst keeps a core for milliseconds, Redis's answers included, and
 /// publications wait.
-const CHANGES_PER_MS_MAX: usize = 25;
+const CHANGES_PER_MS_MAX: usize = 32;
 
 /// A set of shards; `HUB_SHARDS` is at most 128.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

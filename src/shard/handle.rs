@@ -2,6 +2,7 @@
 //! length of one event and never over an await, and the way out to the broker.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -36,6 +37,8 @@ use crate::publication::Format;
 /// Connections (handshakes, what clients send, ends) have so long between two turns of the loop: however
 /// much comes, from however many, the walk gets its share.
 const INPUT_TIME_MAX: Duration = Duration::from_micros(100);
+/// Connections woken for a turn: few handshakes, or many short commands, fill one.
+const WOKEN_MAX: usize = 32;
 
 /// `max_rate` holds nothing back for longer.
 const HELD_MAX: Duration = Duration::from_secs(1);
@@ -51,7 +54,7 @@ pub struct Shard {
     input_time: Cell<Duration>,
     /// Connections whose turn comes after the loop's. Each is there once, or twice if something else
     /// woke it too.
-    put_off: RefCell<Vec<Waker>>,
+    put_off: RefCell<VecDeque<Waker>>,
     /// Something is held back by `max_rate`, or by a `write_delay`, for a shorter time than anything else.
     pub(super) is_held: Notify,
     stopped: Cell<bool>,
@@ -71,7 +74,7 @@ impl Shard {
             state: RefCell::new(state),
             loop_waker: RefCell::new(None),
             input_time: Cell::new(Duration::ZERO),
-            put_off: RefCell::new(Vec::new()),
+            put_off: RefCell::new(VecDeque::new()),
             is_held: Notify::new(),
             stopped: Cell::new(false),
             broken: Cell::new(false),
@@ -147,7 +150,7 @@ impl Shard {
         poll: impl FnOnce(&mut Context<'_>) -> Poll<()>,
     ) -> Poll<()> {
         if self.is_flooded() {
-            self.put_off.borrow_mut().push(cx.waker().clone());
+            self.put_off.borrow_mut().push_back(cx.waker().clone());
             self.wake_loop_anyway();
             return Poll::Pending;
         }
@@ -162,10 +165,13 @@ impl Shard {
         self.input_time.get() >= INPUT_TIME_MAX
     }
 
-    /// The loop had its turn.
-    pub(super) fn allow_input(&self) {
+    /// The loop had its turn: those put off longest come next. True: more wait for the turn after.
+    pub(super) fn allow_input(&self) -> bool {
         self.input_time.set(Duration::ZERO);
-        self.put_off.borrow_mut().drain(..).for_each(Waker::wake);
+        let mut put_off = self.put_off.borrow_mut();
+        let n = put_off.len().min(WOKEN_MAX);
+        put_off.drain(..n).for_each(Waker::wake);
+        !put_off.is_empty()
     }
 
     /// Sends what is for the broker. Comes after all events and every read, so it also reports.

@@ -310,7 +310,9 @@ async fn pause(
     timer.set(until.saturating_duration_since(Instant::now()));
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
-        shard.allow_input();
+        if shard.allow_input() {
+            cx.waker().wake_by_ref();
+        }
         if shard.is_broken() || timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
             Poll::Ready(())
         } else {
@@ -324,7 +326,9 @@ async fn pause(
 async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
-        shard.allow_input();
+        if shard.allow_input() {
+            cx.waker().wake_by_ref();
+        }
         if shard.is_broken() || !shard.is_clean() || events.poll_wait(cx).is_ready() {
             Poll::Ready(())
         } else {
