@@ -9,8 +9,8 @@
 //! rest leaves at once, as it does with `HUB_WRITE_DELAY`: waiting alone, it would be late for nothing.
 //!
 //! **Invariant:** a cohort with something that isn't marked has a due, at most the delay away.
-//! **Invariant:** what waits in a cohort is no more than one write takes, nor than half an outbox; in all
-//! cohorts, and the room between two frames, no more than `bytes_max`.
+//! **Invariant:** after a publication, what waits in a cohort is less than one write takes and than half an
+//! outbox; in all cohorts together it is at most `bytes_max`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,8 +23,8 @@ use super::dirty::DirtySet;
 use super::hub::{Hub, WRITE_BYTES_MAX};
 use crate::channel::ChannelId;
 
-/// Dues that count no longer may be there up to so many more than cohorts, twice: sweeping them costs a
-/// look at each.
+/// Dues are swept of those that count no longer when there are so many more than two for each cohort: a
+/// sweep looks at each.
 const IDLE_DUES_MAX: usize = 64;
 
 /// A cohort's.
