@@ -5,7 +5,7 @@
 mod common;
 
 use common::balancer::Balancer;
-use common::follower::{Follower, follow, tops};
+use common::follower::{Accepted, Follower, follow, tops};
 use common::past::namespaces;
 use common::registry::{connections, nodes};
 use common::traffic::Attempt;
@@ -182,7 +182,7 @@ fn one_node_after_the_other_behind_a_balancer() {
     let has_all = |follower: &Follower| follower.has_all(&tops);
     assert!(follow(&mut fleet.followers, SOON, has_all), "everybody has everything");
     for follower in &fleet.followers {
-        follower.assert_complete(&publisher.attempts);
+        follower.assert_complete(&Accepted::of(&publisher.attempts));
         assert_eq!(
             (follower.n_gaps(), follower.n_lost()),
             (0, 0),

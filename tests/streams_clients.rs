@@ -5,7 +5,7 @@
 mod common;
 
 use common::cf::PATH;
-use common::follower::{Follower, Recovery, follow, tops};
+use common::follower::{Accepted, Follower, Recovery, follow, tops};
 use common::hub::Builder;
 use common::past::{At, namespaces};
 use common::ws::Dial;
@@ -43,7 +43,8 @@ impl Bench {
         let settled = follow(followers, SOON, |follower| follower.has_all(&tops));
         let n_behind = followers.iter().filter(|it| !it.has_all(&tops)).count();
         assert!(settled, "{n_behind} of {} are behind", followers.len());
-        followers.iter().for_each(|follower| follower.assert_complete(attempts));
+        let accepted = Accepted::of(attempts);
+        followers.iter().for_each(|follower| follower.assert_complete(&accepted));
     }
 }
 

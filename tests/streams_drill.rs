@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::follower::{Follower, follow, tops};
+use common::follower::{Accepted, Follower, follow, tops};
 use common::past::namespaces;
 use common::{Hub, Redis, Rng, Traffic, ms, scaled, secs};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -100,7 +100,8 @@ fn clients_are_cut_at_random_moments_while_redis_restarts() {
         |crowd: &mut Crowd| follow(&mut crowd.followers, secs(30), |it| it.has_all(&tops));
     assert!(crowds.iter_mut().all(all_there), "everyone is up to date in the end");
     let followers = || crowds.iter().flat_map(|crowd| &crowd.followers);
-    followers().for_each(|follower| follower.assert_complete(&attempts));
+    let accepted = Accepted::of(&attempts);
+    followers().for_each(|follower| follower.assert_complete(&accepted));
     let recoveries: Vec<_> = followers().flat_map(|follower| &follower.recoveries).collect();
     let lost: Vec<_> = recoveries.iter().filter(|recovery| !recovery.recovered).collect();
     let excused = |asked: &Instant| restarts.iter().any(|restart| restart.contains(asked));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::follower::{Follower, follow, tops};
+use common::follower::{Accepted, Follower, follow, tops};
 use common::hub::Builder;
 use common::past::namespaces;
 use common::{Attempt, Direction, Hub, Proxy, Redis, SOON, Traffic, eventually, ms, scaled, secs};
@@ -56,7 +56,8 @@ impl Bench {
         let n_gone = self.followers.iter().filter(|it| it.is_gone()).count();
         let n = self.followers.len();
         assert!(settled, "{n_behind} of {n} are behind, {n_gone} of them cut off");
-        self.followers.iter().for_each(|follower| follower.assert_complete(attempts));
+        let accepted = Accepted::of(attempts);
+        self.followers.iter().for_each(|follower| follower.assert_complete(&accepted));
         let sum = |of: fn(&Follower) -> usize| self.followers.iter().map(of).sum::<usize>();
         println!(
             "{} publishes, {} accepted; {} seen, told {} times, {} of {} recoveries lost",

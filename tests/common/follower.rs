@@ -45,6 +45,19 @@ impl Stream {
     }
 }
 
+/// The numbers that were accepted, by channel, in the order of publishing.
+pub struct Accepted<'a>(HashMap<&'a str, Vec<usize>>);
+
+impl<'a> Accepted<'a> {
+    pub fn of(attempts: &'a [Attempt]) -> Self {
+        let mut of_channels: HashMap<_, Vec<usize>> = HashMap::new();
+        for attempt in attempts.iter().filter(|attempt| attempt.accepted) {
+            of_channels.entry(attempt.channel.as_str()).or_default().push(attempt.seq);
+        }
+        Self(of_channels)
+    }
+}
+
 /// The answer to one attempt to recover one channel.
 #[derive(Clone, Debug)]
 pub struct Recovery {
@@ -246,10 +259,10 @@ impl Follower {
 
     /// All that was accepted on its channels since its first was seen, or an announced gap instead; in
     /// the order of publishing.
-    pub fn assert_complete(&self, attempts: &[Attempt]) {
+    pub fn assert_complete(&self, accepted: &Accepted<'_>) {
         for (channel, stream) in &self.streams {
-            let of_channel = attempts.iter().filter(|it| it.accepted && it.channel == *channel);
-            let mut due = of_channel.map(|attempt| attempt.seq).peekable();
+            let of_channel = accepted.0.get(&**channel).map(Vec::as_slice).unwrap_or_default();
+            let mut due = of_channel.iter().copied().peekable();
             let (mut last, mut may_miss) = (None, true);
             for entry in &stream.entries {
                 let Entry::Seq(seq) = *entry else {
