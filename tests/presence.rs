@@ -4,7 +4,7 @@
 mod common;
 
 use common::cf::Cf;
-use common::crowd::{Crowd, counts, guest, here, member, raw, users, watcher};
+use common::crowd::{Crowd, Guest, counts, guest, here, member, raw, token_with, users, watcher};
 use common::past::{code, result};
 use common::{QUIET, Rng, SOON, drive, eventually, secs};
 use serde_json::{Value, json};
@@ -205,6 +205,32 @@ fn joins_and_leaves_are_forced_on_all() {
     });
 }
 
+/// Of the token or by the API: they are members as the others are.
+#[test]
+fn whoever_is_served_is_here() {
+    on_both(|place| {
+        let mut served = Cf::dial(&place.a);
+        let token = token_with(&json!({ "sub": "42", "channels": ["all:a"] }));
+        let reply = served.command(json!({ "connect": { "token": token } }));
+        assert!(reply["connect"]["subs"]["all:a"].is_object(), "{reply}");
+        let client = reply["connect"]["client"].as_str().expect("a client").to_owned();
+        let mut served = Guest { cf: served, client };
+        let own = served.client.clone();
+        served.is_told("join", &own);
+        assert_eq!(here(&place.a, "all:a"), BTreeMap::from([(own.clone(), "42".to_owned())]));
+        let mut watches = watcher(place.b(), "w", "on:a");
+        let watcher = watches.client.clone();
+        watches.is_told("join", &watcher);
+        let body = json!({ "user": "42", "channel": "on:a" });
+        result(place.b(), "subscribe", body.clone());
+        watches.is_told("join", &own);
+        result(place.b(), "unsubscribe", body);
+        watches.is_told("leave", &own);
+        result(place.b(), "disconnect", json!({ "user": "42" }));
+        assert!(eventually(SOON, || counts(place.b(), "all:a") == (0, 0)));
+    });
+}
+
 #[test]
 fn only_those_who_asked_pay() {
     on_both(|place| {
@@ -226,11 +252,11 @@ fn whoever_goes_is_gone() {
         let own = watches.client.clone();
         watches.is_told("join", &own);
         let mut gone = BTreeSet::new();
-        let mut expect = |watches: &mut common::crowd::Guest, client: &str| {
+        let mut expect = |watches: &mut Guest, client: &str| {
             watches.is_told("leave", client);
             assert!(gone.insert(client.to_owned()), "once");
         };
-        let comes = |watches: &mut common::crowd::Guest, user: &str| {
+        let comes = |watches: &mut Guest, user: &str| {
             let guest = member(place.b(), user, "on:a");
             watches.is_told("join", &guest.client);
             guest
@@ -361,7 +387,7 @@ fn what_is_told_adds_up_to_who_is_here() {
                 });
             }
         }
-        let here_now = |guests: &[common::crowd::Guest]| -> BTreeSet<String> {
+        let here_now = |guests: &[Guest]| -> BTreeSet<String> {
             let here = guests.iter().zip(is_here).filter(|(_, is_here)| *is_here);
             here.map(|(guest, _)| guest.client.clone()).collect()
         };
