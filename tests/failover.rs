@@ -4,7 +4,7 @@
 mod common;
 
 use common::cf::subscribe;
-use common::follower::{follow, tops};
+use common::follower::{Accepted, follow, tops};
 use common::hub::Builder;
 use common::past;
 use common::traffic::{healthy, losses};
@@ -90,7 +90,7 @@ fn the_old_primary_lives_on_as_a_replica_with_all_links_open() {
     let attempts = traffic.finish();
     let tops = tops(&elsewhere, &kept);
     assert!(follow(&mut followers, SOON, |follower| follower.has_all(&tops)), "all follow the new");
-    followers.iter().for_each(|follower| follower.assert_complete(&attempts));
+    followers.iter().for_each(|follower| follower.assert_complete(&Accepted::of(&attempts)));
     assert!(!followers.iter().any(Follower::is_gone), "nobody was cut off");
 
     let is_after = |it: &&Attempt| it.began > demoted;
