@@ -102,7 +102,7 @@ fn whom_a_dead_node_had_is_gone_and_the_others_stay() {
         watches.cf.wait(SOON, |cf| cf.pushes.len() >= n);
         assert_eq!(told_of(watches), expected, "each leave once");
     }
-    assert_eq!(keys(redis, &format!("*{dead_run}*")), Vec::<String>::new());
+    assert_eq!(keys(redis, &format!("ws:presence*{dead_run}*")), Vec::<String>::new());
     let reaped: f64 =
         [&crowd.a, b, &c].iter().map(|hub| hub.metric_sum("hubbub_presence_reaped_total")).sum();
     assert!(reaped <= n as f64, "a reader may have removed some: {reaped}");
@@ -138,7 +138,10 @@ fn several_nodes_bury_together_and_tell_once() {
         assert_eq!(told_of(watches), expected, "each leave once");
     }
     for run in &runs {
-        assert!(eventually(SOON, || keys(redis, &format!("*{run}*")).is_empty()), "{run}");
+        assert!(
+            eventually(SOON, || keys(redis, &format!("ws:presence*{run}*")).is_empty()),
+            "{run}"
+        );
     }
     assert_eq!(counts(crowd.b(), "all:0"), (0, 0));
 }
