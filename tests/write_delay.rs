@@ -6,7 +6,7 @@ mod common;
 use common::cf::{Cf, subscribe, unsubscribe};
 use common::past::{publish_each, recover};
 use common::ws::{Dial, raw_path};
-use common::{Hub, QUIET, Raw, SOON, eventually, ms, secs, sys};
+use common::{Hub, QUIET, Raw, SOON, eventually, ms, secs};
 use serde_json::json;
 use std::io::Write;
 use std::time::{Duration, Instant};
