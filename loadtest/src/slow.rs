@@ -176,17 +176,18 @@ fn table(report: &SlowReport) -> Table {
             table.client(&side.client);
             for (ends, who) in [(&side.stalled, "stalled"), (&side.slow, "slow")] {
                 if ends.connections > 0 {
+                    let Ends { connections, received, disconnects, age_ms, .. } = ends;
+                    let age = match age_ms.n {
+                        0 => "nothing of the window read in it".to_owned(),
+                        _ => format!(
+                            "age of what was read: p50 {:.0}  p99 {:.0}  max {:.0} ms",
+                            age_ms.p50, age_ms.p99, age_ms.max
+                        ),
+                    };
                     table.row(
                         who,
                         format!(
-                            "{} connections, received {}, ended {:?}; age of what was read: \
-                             p50 {:.0}  p99 {:.0}  max {:.0} ms",
-                            ends.connections,
-                            ends.received,
-                            ends.disconnects,
-                            ends.age_ms.p50,
-                            ends.age_ms.p99,
-                            ends.age_ms.max
+                            "{connections} connections, received {received}, ended {disconnects:?}; {age}"
                         ),
                     );
                 }
