@@ -74,7 +74,7 @@ fn clients_are_cut_at_random_moments_while_redis_restarts() {
     let n_threads = scaled(2, 4);
     let crowds: Vec<Crowd> =
         (0..n_threads).map(|_| Crowd::open(&hubs, &channels, n_clients / n_threads)).collect();
-    let traffic = Traffic::start(&hubs.each_ref(), &channels, 8, per_second);
+    let traffic = Traffic::start(&hubs.each_ref(), &channels, scaled(8, 25), per_second);
     let stop = AtomicBool::new(false);
     let (mut crowds, restarts) = std::thread::scope(|scope| {
         let (hubs, stop) = (&hubs, &stop);
