@@ -75,11 +75,13 @@ const ROUND_BYTES_MAX: usize = 1 << 20;
 /// Batches in a shard's mailbox.
 const MAILBOX_BATCHES_MAX: usize = 4096;
 /// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
-/// rest. It is the same for long turns: pauses as long as the turn (in 10,000 sessions at 20/s, beside
-/// uWebSockets: deliveries per CPU-second × 1.93 instead of × 1.48) make p50 × 1.17 of what is × 0.69,
-/// and p99 × 1.32 of × 0.81; and a step between the two, wherever a turn of 1,000 sessions happens to
+/// rest. Long turns pause a little more, not as long as they took: that (in 10,000 sessions at 20/s,
+/// beside uWebSockets: deliveries per CPU-second × 1.93 instead of × 1.48) makes p50 × 1.17 of what is
+/// × 0.69, and p99 × 1.32 of × 0.81; and so high a step, wherever a turn of 1,000 sessions happens to
 /// take about as long, makes p99 half as long again (22 instead of 15 ms).
-const ALPHA: f64 = 0.5;
+const ALPHA_SHORT: f64 = 0.5;
+const ALPHA_LONG: f64 = 0.6;
+const LONG_TURN: Duration = Duration::from_millis(20);
 /// A turn and its pause together take at least this long.
 const FLOOR: Duration = Duration::from_micros(500);
 /// Between a panic and the next life: a fault that comes at once mustn't take a core.
@@ -217,8 +219,12 @@ impl Walk {
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {
         if self.cost > Duration::ZERO {
-            // Everybody has everything: the next publication is the first of a new group.
-            let alpha = if shard.is_clean() { 0.0 } else { ALPHA };
+            let alpha = match self.cost {
+                // Everybody has everything: the next publication is the first of a new group.
+                _ if shard.is_clean() => 0.0,
+                cost if cost >= LONG_TURN => ALPHA_LONG,
+                _ => ALPHA_SHORT,
+            };
             let pause = self.cost.mul_f64(alpha).max(FLOOR.saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
