@@ -168,7 +168,7 @@ fn metrics_page(connection: &Connection, request: &Request<Incoming>) -> Reply {
     let node = &connection.shard.node;
     let is_open = connection.role == Role::Internal || connection.is_loopback;
     if is_open || api::is_allowed(&node.config, request) {
-        text(StatusCode::OK, &node.metrics.page())
+        text(StatusCode::OK, &node.metrics.page(node.now_ms()))
     } else {
         empty(StatusCode::UNAUTHORIZED)
     }
