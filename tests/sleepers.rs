@@ -129,9 +129,9 @@ fn one_that_reads_in_gulps_stays() {
     assert!(gulper.n_seen() > 100);
 }
 
-/// Between two gulps up to the bound may wait for it; over that it is cut, and recovers.
+/// Between two gulps up to the bound may wait for it; over that it is cut, and has it all later or is told.
 #[test]
-fn one_that_leaves_too_much_lying_is_cut_and_recovers() {
+fn one_that_leaves_too_much_lying_is_cut_and_told() {
     let place = Place::memory_with(|builder| {
         let builder = builder.env("HUB_PING_INTERVAL", "10m").env("HUB_PONG_TIMEOUT", "9m");
         builder.env("HUB_PUBLICATION_BYTES_MAX", "64KiB").env("HUB_OUTBOX_BYTES_MAX", "256KiB")
