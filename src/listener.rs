@@ -13,6 +13,8 @@ use crate::shard::{Accepted, Role, ShardEvent};
 
 /// After a failed accept (out of descriptors) the listener rests: retrying at once would spin.
 const REST: Duration = Duration::from_millis(100);
+/// With two shards, one of which doesn't answer, one connection in 65,536 gets that one.
+const DRAWS_MAX: usize = 16;
 
 /// Accepts for ever.
 pub async fn run(
@@ -43,12 +45,31 @@ pub async fn run(
             continue;
         };
         let Ok(stream) = stream.into_std() else { continue };
-        let connection = Uuid::new_v4();
-        let shard = (keys.hash_one(connection) % shards.len() as u64) as usize;
+        let Drawn { connection, shard } = draw(&node, &keys);
         let accepted = Accepted { stream, peer, connection, role, is_loopback, permit };
         let event = ShardEvent::Accepted(Box::new(accepted));
         if shards[shard].try_send(vec![event], Urgency::Prompt).is_err() {
             node.metrics.listener.refused.add(1);
         }
     }
+}
+
+struct Drawn {
+    connection: Uuid,
+    shard: usize,
+}
+
+/// Draws a connection id, and with it a shard: anew where that shard doesn't answer, since whoever is
+/// put there waits, be it a client that other shards could serve or a probe of `/health`. Where none of
+/// so many draws answers, none is better than the first.
+fn draw(node: &Node, keys: &ahash::RandomState) -> Drawn {
+    let shards = &node.metrics.shards;
+    let drawn = || {
+        let connection = Uuid::new_v4();
+        let shard = (keys.hash_one(connection) % shards.len() as u64) as usize;
+        Drawn { connection, shard }
+    };
+    let now_ms = node.now_ms();
+    let mut draws = std::iter::repeat_with(drawn).take(DRAWS_MAX);
+    draws.find(|drawn| shards[drawn.shard].is_up(now_ms)).unwrap_or_else(drawn)
 }

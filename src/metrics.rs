@@ -178,7 +178,15 @@ pub struct ShardMetrics {
     pub answered_ms: Count,
 }
 
+/// A thread that hasn't answered for so long is down, milliseconds.
+const SILENCE_MS_MAX: u64 = 2_000;
+
 impl ShardMetrics {
+    /// Whether the shard has answered of late.
+    pub fn is_up(&self, now_ms: u64) -> bool {
+        self.answered_ms.get() >= now_ms.saturating_sub(SILENCE_MS_MAX)
+    }
+
     pub fn on_refused(&self, refused: Refused) {
         self.refused[refused as usize].add(1);
     }
@@ -247,6 +255,11 @@ pub struct RegistryMetrics {
 }
 
 impl BrokerMetrics {
+    /// Whether its loop has run of late.
+    pub fn is_up(&self, now_ms: u64) -> bool {
+        self.alive_ms.get() >= now_ms.saturating_sub(SILENCE_MS_MAX)
+    }
+
     pub fn on_drop(&self, drop: Drop, n: u64) {
         self.drops[drop as usize].add(n);
     }
@@ -270,6 +283,9 @@ pub struct ListenerMetrics {
     pub accept_errors: Count,
     /// Open sockets; set by the broker's tick.
     pub sockets: Count,
+    /// How many there may be, and how many of them clients; set at the start.
+    pub sockets_max: Count,
+    pub connections_max: Count,
 }
 
 /// What the process's log counts, once it is started.
@@ -313,7 +329,7 @@ mod tests {
         metrics.shards[0].on_close(3008);
         metrics.shards[1].on_close(4242);
         metrics.broker.on_gap(Gap::LinkLost, 5);
-        let page = metrics.page();
+        let page = metrics.page(0);
         for line in [
             "hubbub_connections{shard=\"1\"} 3",
             "hubbub_closes_total{code=\"3008\"} 1",

@@ -26,8 +26,6 @@ pub struct Node {
     auth: Mutex<Arc<Auth>>,
 }
 
-/// A shard or the broker that hasn't answered for so long isn't ready, milliseconds.
-const READY_AGE_MS_MAX: u64 = 2_000;
 /// A shard that hasn't answered for so long is stuck, milliseconds.
 const LIVE_AGE_MS_MAX: u64 = 30_000;
 
@@ -51,6 +49,8 @@ impl Node {
         let metrics = Arc::new(Metrics::new(config.shards));
         let admission = Admission::new(&config);
         let auth = Mutex::new(Arc::new(Auth::new(&config)));
+        metrics.listener.sockets_max.set(config.sockets_max() as u64);
+        metrics.listener.connections_max.set(config.connections_max as u64);
         let node = Self {
             config,
             metrics,
@@ -98,12 +98,12 @@ impl Node {
         if self.is_draining() {
             return Err(NotReady::Draining);
         }
-        let oldest = self.now_ms().saturating_sub(READY_AGE_MS_MAX);
-        if self.metrics.shards.iter().any(|shard| shard.answered_ms.get() < oldest) {
+        let now_ms = self.now_ms();
+        if !self.metrics.shards.iter().all(|shard| shard.is_up(now_ms)) {
             return Err(NotReady::Shard);
         }
         let broker = &self.metrics.broker;
-        if broker.alive_ms.get() < oldest {
+        if !broker.is_up(now_ms) {
             return Err(NotReady::Broker);
         }
         if self.config.redis_url.is_some() {

@@ -76,7 +76,12 @@ fn full_of_clients_everything_else_works_on() {
     watch(&hub, || drive(&mut clients, secs(scaled(2, 60) as u64), |_| false));
     let is_up = |path: &str| hub.try_get(path).is_ok_and(|response| response.status == 200);
     assert!(is_up("/health") && is_up("/ready") && is_up("/metrics"));
-    assert!(hub.metrics().get("hubbub_refused_total{reason=\"connections_max\"}") >= 1.0);
+    let metrics = hub.metrics();
+    assert!(metrics.get("hubbub_refused_total{reason=\"connections_max\"}") >= 1.0);
+    let gauge = |name: &str| metrics.get(&format!("hubbub_{name}"));
+    assert_eq!(gauge("connections_max"), clients.len() as f64, "the limit is there to be seen");
+    assert!(gauge("sockets") >= gauge("connections_max"));
+    assert!(gauge("sockets_max") >= gauge("connections_max"));
     assert!(hub.n_fds() <= n_files() as usize);
     redis.publish("a", "1");
     for at in [first, last] {

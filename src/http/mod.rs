@@ -29,6 +29,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 pub use demo_symbols::SECTORS;
+use handshakes::Handshake;
 pub use handshakes::Handshakes;
 
 use crate::admission::Refused;
@@ -87,15 +88,17 @@ pub async fn serve(shard: Rc<Shard>, accepted: Accepted) {
         peer: accepted.peer.ip(),
         upgraded: RefCell::new(None),
     });
-    let (key, handshake, n_evicted) = shard.handshakes.enter(shard.node.admission.is_crowded());
+    let (handshake, n_evicted) = shard.handshakes.enter(shard.node.admission.is_crowded());
     shard.metrics().evicted_handshakes.add(n_evicted as u64);
-    let place = Place { shard: shard.clone(), key };
+    let place = Place { shard: shard.clone(), handshake: handshake.clone() };
     let service = service_fn(|request| {
         let (connection, handshake) = (connection.clone(), handshake.clone());
         async move {
-            handshake.set_busy(true);
+            handshake.set_busy();
             let mut reply = route(&connection, request).await;
-            handshake.set_busy(false);
+            if connection.upgraded.borrow().is_none() {
+                connection.shard.handshakes.on_answered(&handshake);
+            }
             if connection.shard.node.is_draining() {
                 reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -122,12 +125,12 @@ pub async fn serve(shard: Rc<Shard>, accepted: Accepted) {
 /// A connection's place among those that aren't upgraded.
 struct Place {
     shard: Rc<Shard>,
-    key: u64,
+    handshake: Rc<Handshake>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shard.handshakes.leave(self.key);
+        self.shard.handshakes.leave(&self.handshake);
     }
 }
 
@@ -168,7 +171,7 @@ fn metrics_page(connection: &Connection, request: &Request<Incoming>) -> Reply {
     let node = &connection.shard.node;
     let is_open = connection.role == Role::Internal || connection.is_loopback;
     if is_open || api::is_allowed(&node.config, request) {
-        text(StatusCode::OK, &node.metrics.page())
+        text(StatusCode::OK, &node.metrics.page(node.now_ms()))
     } else {
         empty(StatusCode::UNAUTHORIZED)
     }

@@ -17,10 +17,10 @@ use super::{
 use crate::admission::Refused;
 
 impl Metrics {
-    /// The Prometheus text page.
-    pub fn page(self: &Arc<Self>) -> String {
+    /// The Prometheus text page, so many milliseconds after the node's start.
+    pub fn page(self: &Arc<Self>, now_ms: u64) -> String {
         let mut registry = Registry::with_prefix("hubbub");
-        registry.register_collector(Box::new(Page(self.clone())));
+        registry.register_collector(Box::new(Page { metrics: self.clone(), now_ms }));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)
             .expect("invariant: writing to a String");
@@ -29,7 +29,10 @@ impl Metrics {
 }
 
 #[derive(Debug)]
-struct Page(Arc<Metrics>);
+struct Page {
+    metrics: Arc<Metrics>,
+    now_ms: u64,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByShard {
@@ -111,7 +114,7 @@ const SHARD_COUNTERS: [(&str, &str, ShardCount); 18] = [
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let metrics = &self.0;
+        let metrics = &self.metrics;
         for (name, help, count) in SHARD_GAUGES {
             family(
                 &mut encoder,
@@ -142,6 +145,7 @@ impl Collector for Page {
                 .enumerate()
                 .map(|(shard, block)| (ByShard { shard }, ConstCounter::new(block.panics.get()))),
         )?;
+        self.encode_threads(&mut encoder)?;
         self.encode_losses(&mut encoder)?;
         self.encode_closes(&mut encoder)?;
         self.encode_node(&mut encoder)
@@ -149,8 +153,23 @@ impl Collector for Page {
 }
 
 impl Page {
+    fn encode_threads(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Metrics { shards, broker, .. } = &*self.metrics;
+        let up = |is_up: bool| ConstGauge::new(i64::from(is_up));
+        family(
+            encoder,
+            "shard_up",
+            "Whether a shard answers.",
+            shards
+                .iter()
+                .enumerate()
+                .map(|(shard, block)| (ByShard { shard }, up(block.is_up(self.now_ms)))),
+        )?;
+        one(encoder, "broker_up", "Whether the broker answers.", &up(broker.is_up(self.now_ms)))
+    }
+
     fn encode_losses(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Metrics { shards, broker, .. } = &*self.0;
+        let Metrics { shards, broker, .. } = &*self.metrics;
         family(
             encoder,
             "drops",
@@ -199,14 +218,14 @@ impl Page {
             "closes",
             "Connections closed by the hub, by code.",
             codes.enumerate().map(|(at, code)| {
-                let n = self.0.shards.iter().map(|shard| shard.closes[at].get()).sum::<u64>();
+                let n = self.metrics.shards.iter().map(|shard| shard.closes[at].get()).sum::<u64>();
                 (ByCode { code }, ConstCounter::new(n))
             }),
         )
     }
 
     fn node_counters(&self) -> [(&'static str, &'static str, &Count); 17] {
-        let Metrics { broker, listener, .. } = &*self.0;
+        let Metrics { broker, listener, .. } = &*self.metrics;
         [
             ("history_reads", "Histories asked for.", &broker.history_reads),
             (
@@ -253,21 +272,21 @@ impl Page {
     }
 
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Metrics { broker, listener, .. } = &*self.0;
-        let presence = &self.0.presence;
+        let Metrics { broker, listener, .. } = &*self.metrics;
+        let presence = &self.metrics.presence;
         for (name, help, count) in self.node_counters().into_iter().chain(presence.counters()) {
             one(encoder, name, help, &ConstCounter::new(count.get()))?;
         }
         let n_dropped = LOG_LINES.get().map_or(0, |lines| lines.dropped_lines() as u64);
         let help = "Lines that nobody read in time.";
         one(encoder, "log_lines_dropped", help, &ConstCounter::new(n_dropped))?;
-        let by = |refused: Refused| self.0.sum(|shard| &shard.refused[refused as usize]);
+        let by = |refused: Refused| self.metrics.sum(|shard| &shard.refused[refused as usize]);
         let refused: [(&'static str, u64); 6] = [
             ("connections_max", by(Refused::ConnectionsMax)),
             ("connect_rate", by(Refused::ConnectRate)),
             ("connections_per_ip", by(Refused::PerAddress)),
-            ("outbox_total_bytes", self.0.sum(|shard| &shard.relieved)),
-            ("handshakes_max", self.0.sum(|shard| &shard.evicted_handshakes)),
+            ("outbox_total_bytes", self.metrics.sum(|shard| &shard.relieved)),
+            ("handshakes_max", self.metrics.sum(|shard| &shard.evicted_handshakes)),
             ("open_files", listener.refused.get()),
         ];
         family(
@@ -276,7 +295,7 @@ impl Page {
             "Connections refused or ended at a limit.",
             refused.into_iter().map(|(reason, n)| (ByReason { reason }, ConstCounter::new(n))),
         )?;
-        let gauges: [(&str, &str, &Count); 8] = [
+        let gauges: [(&str, &str, &Count); 10] = [
             ("chain_bytes", "Payloads kept for the next one's patch.", &broker.chain_bytes),
             ("history_streams", "Streams in the embedded broker.", &broker.history_streams),
             ("history_bytes", "Bytes of their publications.", &broker.history_bytes),
@@ -287,6 +306,8 @@ impl Page {
                 &broker.newest_bytes,
             ),
             ("sockets", "Open sockets of the listeners.", &listener.sockets),
+            ("sockets_max", "How many there may be.", &listener.sockets_max),
+            ("connections_max", "How many clients there may be.", &listener.connections_max),
             ("redis_subscriptions", "Channels subscribed in Redis.", &broker.redis_subscriptions),
             ("inbox_bytes", "Bytes from Redis not yet handed to shards.", &broker.inbox_bytes),
         ];
@@ -306,7 +327,7 @@ impl Page {
 
 impl Page {
     fn encode_registry(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let registry = &self.0.broker.registry;
+        let registry = &self.metrics.broker.registry;
         let gauges: [(&str, &str, &Count); 4] = [
             ("registry_up", "Whether the node's entry in the registry was written.", &registry.up),
             (

@@ -108,6 +108,14 @@ impl Follower {
         self.streams.values_mut().for_each(|stream| stream.is_live = false);
     }
 
+    /// Gone with an RST.
+    pub fn reset(&mut self) {
+        if let Some(cf) = self.cf.take() {
+            cf.raw.reset();
+        }
+        self.cut();
+    }
+
     pub fn come_back(&mut self, hub: &Hub) {
         self.come_back_over(Cf::connect(hub));
     }
@@ -203,7 +211,7 @@ impl Follower {
     }
 
     /// Asks again what was refused for now.
-    fn try_again(&mut self) {
+    pub fn try_again(&mut self) {
         let due = |asked: &Asked| asked.at.elapsed() > ms(100);
         if self.again.iter().any(due) {
             let channels: Vec<String> = self.again.drain(..).map(|asked| asked.channel).collect();

@@ -213,6 +213,11 @@ impl Hub {
         http::request(self.addr, "GET", path, &[], b"")
     }
 
+    /// As a probe asks, which doesn't wait for long.
+    pub fn try_get_within(&self, path: &str, patience: Duration) -> std::io::Result<Response> {
+        http::request_within(patience, self.addr, "GET", path, &[], b"")
+    }
+
     pub fn api(&self, method: &str, body: &Value) -> Response {
         self.http("POST", &format!("/api/{method}"), body.to_string())
     }

@@ -37,7 +37,7 @@ pub use cf::{Cf, Pub};
 pub use follower::Follower;
 pub use hub::Hub;
 pub use ledger::{Ledger, Viewer};
-pub use proxy::{Direction, Proxy};
+pub use proxy::{Direction, Link, Proxy};
 pub use redis::{Redis, Reply};
 pub use swarm::{Pump, drive};
 pub use traffic::{Attempt, Traffic};

@@ -51,6 +51,34 @@ struct Marks {
     swallow: AtomicBool,
     /// Has asked for subscriptions.
     pubsub: AtomicBool,
+    /// Has asked for scripts to be run.
+    command: AtomicBool,
+}
+
+/// One of a node's two connections, known by what it asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Link {
+    PubSub,
+    Command,
+}
+
+impl Marks {
+    fn of(&self, link: Link) -> &AtomicBool {
+        match link {
+            Link::PubSub => &self.pubsub,
+            Link::Command => &self.command,
+        }
+    }
+
+    fn see(&self, sent: &[u8]) {
+        let has = |word: &[u8]| sent.windows(word.len()).any(|window| window == word);
+        if has(b"\nSUBSCRIBE\r") {
+            self.pubsub.store(true, SeqCst);
+        }
+        if has(b"\nEVAL\r") || has(b"\nEVALSHA\r") {
+            self.command.store(true, SeqCst);
+        }
+    }
 }
 
 struct Conn {
@@ -65,6 +93,7 @@ struct Shared {
     conns: Mutex<Vec<Conn>>,
     refuse: AtomicBool,
     swallow_new: AtomicBool,
+    swallow_link: Mutex<Option<Link>>,
     n_accepted: AtomicU64,
     n_refused: AtomicU64,
     dials: Mutex<Vec<Instant>>,
@@ -96,6 +125,7 @@ impl Proxy {
             conns: Mutex::default(),
             refuse: AtomicBool::new(false),
             swallow_new: AtomicBool::new(false),
+            swallow_link: Mutex::default(),
             n_accepted: AtomicU64::new(0),
             n_refused: AtomicU64::new(0),
             dials: Mutex::default(),
@@ -175,6 +205,15 @@ impl Proxy {
     /// While on, new connections carry nothing either.
     pub fn blackhole_new(&self, on: bool) {
         self.shared.swallow_new.store(on, SeqCst);
+    }
+
+    /// Of this link, connections that are there and new ones carry nothing from what they are known by
+    /// on. Lasts until it is `None`, and for those it has met for ever.
+    pub fn blackhole_link(&self, link: Option<Link>) {
+        if let Some(link) = link {
+            self.blackhole(|marks| marks.of(link).load(SeqCst));
+        }
+        *self.shared.swallow_link.lock().unwrap() = link;
     }
 
     pub fn n_bytes(&self, direction: Direction) -> u64 {
@@ -266,9 +305,11 @@ fn carry(
                 Ok(0) | Err(_) => break,
                 Ok(n) => n,
             };
-            if direction == Direction::Up && buffer[..n].windows(11).any(|w| w == b"\nSUBSCRIBE\r")
-            {
-                marks.pubsub.store(true, SeqCst);
+            if direction == Direction::Up {
+                marks.see(&buffer[..n]);
+            }
+            if state.swallow_link.lock().unwrap().is_some_and(|link| marks.of(link).load(SeqCst)) {
+                marks.swallow.store(true, SeqCst);
             }
             if marks.swallow.load(SeqCst) {
                 continue;

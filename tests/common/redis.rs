@@ -76,6 +76,14 @@ impl Redis {
         self.client().publish(channel, payload.as_ref())
     }
 
+    /// How often a command has run, in scripts too.
+    pub fn n_calls(&self, command: &str) -> u64 {
+        let stats = self.command(&["INFO", "commandstats"]).text();
+        let prefix = format!("cmdstat_{command}:calls=");
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&prefix)?.split(',').next());
+        calls.map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
     /// How many connections (for hubbub: nodes) are subscribed to the channel.
     pub fn numsub(&self, channel: &str) -> i64 {
         match self.command(&["PUBSUB", "NUMSUB", channel]) {

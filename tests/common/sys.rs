@@ -2,6 +2,7 @@
 //! The only file of the tests with `unsafe`.
 
 use std::io;
+use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -75,6 +76,43 @@ pub fn set_files_of(pid: u32, n_files: u64) {
         libc::prlimit(pid, which, &raw const limit, std::ptr::null_mut())
     };
     assert_eq!(done, 0, "prlimit: {}", io::Error::last_os_error());
+}
+
+/// A thread of a child that stands still as long as this lives, while the others run on. Made and
+/// dropped by one thread: to the kernel that is the debugger.
+pub struct Halted {
+    tid: i32,
+    _debugger: PhantomData<*const ()>,
+}
+
+impl Halted {
+    /// The thread of this name.
+    pub fn thread(pid: u32, name: &str) -> Self {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let is_it = |task: &std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let task = tasks.map_while(Result::ok).find(is_it).expect("a thread of this name");
+        let tid: i32 = task.file_name().to_str().unwrap().parse().unwrap();
+        let none = std::ptr::null_mut::<libc::c_void>();
+        for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
+            // SAFETY: neither request reads or writes memory of ours.
+            let done = unsafe { libc::ptrace(request, tid, none, none) };
+            assert_eq!(done, 0, "ptrace: {}", io::Error::last_os_error());
+        }
+        // SAFETY: waits until the thread stands still, and fills no memory of ours.
+        let stopped = unsafe { libc::waitpid(tid, std::ptr::null_mut(), libc::__WALL) };
+        assert_eq!(stopped, tid, "waitpid: {}", io::Error::last_os_error());
+        Self { tid, _debugger: PhantomData }
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: touches no memory of ours; it fails if the process is gone, which is as well.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.tid, none, none) };
+    }
 }
 
 /// A port below the ephemeral range: a server that is down for a while finds it free again, because

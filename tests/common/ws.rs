@@ -119,28 +119,59 @@ impl Dial {
     }
 
     pub fn try_open(self) -> Result<Raw, Refused> {
+        let mut upgrade = self.begin();
+        let end = Instant::now() + SOON;
+        loop {
+            upgrade = match upgrade.poll() {
+                Answer::Open(raw) => return Ok(raw),
+                Answer::Refused(refused) => return Err(refused),
+                Answer::HungUp => panic!("closed during the upgrade"),
+                Answer::Pending(upgrade) => upgrade,
+            };
+            assert!(upgrade.0.wait_readable(end), "no answer to the upgrade");
+        }
+    }
+
+    /// Asks for the upgrade and waits for nothing.
+    pub fn begin(&self) -> Upgrade {
         let mut stream = self.connect();
         stream.write_all(self.request().as_bytes()).expect("hubbub reads the request");
-        let mut raw = Raw::over(stream);
-        let end = Instant::now() + SOON;
-        let head_len = loop {
-            if let Some(len) = http::head_len(&raw.wire) {
-                break len;
-            }
-            assert!(raw.wait_readable(end), "no answer to the upgrade");
-            assert!(raw.read_some(usize::MAX), "closed during the upgrade");
+        Upgrade(Raw::over(stream))
+    }
+}
+
+/// An upgrade that was asked for.
+pub struct Upgrade(Raw);
+
+/// What came of it.
+pub enum Answer {
+    Open(Raw),
+    Refused(Refused),
+    HungUp,
+    Pending(Upgrade),
+}
+
+impl Upgrade {
+    pub fn fd(&self) -> RawFd {
+        self.0.fd()
+    }
+
+    pub fn poll(self) -> Answer {
+        let Self(mut raw) = self;
+        while !raw.eof && raw.read_some(usize::MAX) {}
+        let Some(head_len) = http::head_len(&raw.wire) else {
+            return if raw.eof { Answer::HungUp } else { Answer::Pending(Self(raw)) };
         };
         let head = Head::parse(&raw.wire[..head_len]);
         if head.status != 101 {
-            let body = raw.wire[head_len..].to_vec();
-            let body = String::from_utf8_lossy(&body).into_owned();
-            return Err(Refused { status: head.status, headers: head.headers, body });
+            let body = String::from_utf8_lossy(&raw.wire[head_len..]).into_owned();
+            return Answer::Refused(Refused { status: head.status, headers: head.headers, body });
         }
         raw.wire.drain(..head_len);
         raw.headers = head.headers;
         assert_eq!(raw.header("sec-websocket-accept"), Some(ACCEPT));
         raw.parse();
-        Ok(raw)
+        Answer::Open(raw)
     }
 }
 
