@@ -150,7 +150,7 @@ fn one_node_after_the_other_behind_a_balancer() {
         builder.env("HUB_DRAIN_TIMEOUT", format!("{drain:?}")).start().wait_ready()
     };
     let mut hubs = vec![node(0), node(1)];
-    let balancer = Balancer::start(&addrs);
+    let balancer = Balancer::start(addrs);
     let channels: Vec<String> = (0..4).map(|n| format!("long:{n}")).collect();
     let n_clients = scaled(120, 2_000);
     let mut publisher = Publisher::new(&redis, &channels);
