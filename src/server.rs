@@ -203,7 +203,8 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 async fn drain(node: &Arc<Node>, shards: &[Sender<ShardEvent>]) {
     node.set_draining();
     tracing::info!("draining");
-    let spread_ms = node.config.drain_timeout.as_millis() as u64 * 4 / 5;
+    // The rest is for the last to take what is queued. A shorter spread would be a burst for the others.
+    let spread_ms = node.config.drain_timeout.as_millis() as u64 * 9 / 10;
     for shard in shards {
         deliver(node, shard, ShardEvent::Drain { spread_ms }).await;
     }

@@ -21,9 +21,10 @@ pub fn n_shards() -> usize {
     set.map_or(2, |text| text.parse().expect("HUBBUB_TEST_SHARDS is a number"))
 }
 
-/// A hubbub command line with no knob of the surroundings.
+/// A hubbub command line with no knob of the surroundings; of another build, if `HUBBUB_BIN` names one.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hubbub"));
+    let program = std::env::var_os("HUBBUB_BIN");
+    let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_hubbub").into()));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("HUB_") {
             command.env_remove(name);

@@ -1,10 +1,8 @@
 // centrifuge-js, unchanged, against a real hubbub and a real Redis.
 import assert from 'node:assert/strict';
-import { createHmac } from 'node:crypto';
-import { test } from 'node:test';
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
-import { eventually, Hub, Redis, temporary, within } from './stage.mjs';
+import { eventually, Hub, Redis, sign, staged, temporary, within } from './stage.mjs';
 
 /** A client that collects what arrives; it comes back fast, as a test cannot wait. */
 class Client {
@@ -41,22 +39,6 @@ class Client {
   stop() {
     this.centrifuge.disconnect();
   }
-}
-
-/** A test with a stage: what it opens is closed in reverse, whatever happens. */
-function staged(name, play) {
-  test(name, { timeout: 60_000 }, async () => {
-    const opened = [];
-    const open = async (thing) => {
-      opened.unshift(await thing);
-      return opened[0];
-    };
-    try {
-      await play(open);
-    } finally {
-      for (const thing of opened) await thing.stop();
-    }
-  });
 }
 
 staged('a redis-cli PUBLISH arrives', async (open) => {
@@ -182,13 +164,6 @@ for (const broker of ['the embedded broker', 'Redis']) {
     const { publications } = await subscription.history({ limit: 10 });
     assert.equal(publications[1].info.client.length, 36, 'who published it');
   });
-}
-
-/** A JWT, HS256. */
-function sign(claims, secret) {
-  const encode = (bytes) => Buffer.from(bytes).toString('base64url');
-  const text = `${encode('{"alg":"HS256"}')}.${encode(JSON.stringify(claims))}`;
-  return `${text}.${encode(createHmac('sha256', secret).update(text).digest())}`;
 }
 
 staged('server-side subscriptions: with the token, by the API, and recovered', async (open) => {
