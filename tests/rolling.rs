@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 /// Before a client that was told to go dials again, as the SDKs do it: at random, up to half a second.
 const BACKOFF_MS_MAX: u64 = 500;
-/// With less of the machine than that, the test can't say how many were sent off within a second.
-const STALL_MAX: Duration = Duration::from_millis(500);
 const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 
 /// The script that `hubbub script` prints, as a back end runs it.
@@ -64,9 +62,6 @@ struct Fleet<'a> {
     /// When those who are away dial again.
     due: Vec<Option<Instant>>,
     closes: Vec<Instant>,
-    /// The last step's start, and the longest step: what is noticed within one is noticed at once.
-    stepped: Instant,
-    stall: Duration,
     n_refused: usize,
     rng: common::Rng,
 }
@@ -83,13 +78,10 @@ impl<'a> Fleet<'a> {
         let followers: Vec<Follower> = (0..n).map(open).collect();
         let due = vec![Some(Instant::now()); n];
         let rng = common::Rng::seeded();
-        let (stepped, stall) = (Instant::now(), Duration::ZERO);
-        Self { balancer, followers, due, closes: Vec::new(), stepped, stall, n_refused: 0, rng }
+        Self { balancer, followers, due, closes: Vec::new(), n_refused: 0, rng }
     }
 
     fn step(&mut self) {
-        let since = std::mem::replace(&mut self.stepped, Instant::now());
-        self.stall = self.stall.max(self.stepped - since);
         follow(&mut self.followers, ms(10), |_| false);
         for at in 0..self.followers.len() {
             match self.due[at] {
@@ -145,7 +137,6 @@ struct Restart {
     took: Duration,
     peak_per_second: usize,
     n_moved: usize,
-    stall: Duration,
 }
 
 #[test]
@@ -173,17 +164,16 @@ fn one_node_after_the_other_behind_a_balancer() {
 
     for at in 0..2 {
         let restart = restart(&mut hubs, at, &node, &mut publisher, &mut fleet);
-        let Restart { took, peak_per_second, n_moved, stall } = restart;
+        let Restart { took, peak_per_second, n_moved } = restart;
         // So few clients on a busy machine say less: then it is enough that they are spread.
         let rate = n_moved as f64 / drain.as_secs_f64();
         let bound = if scaled(0, 1) == 1 { rate * 1.5 } else { rate * 4.0 };
         println!(
             "node-{at}: {n_moved} moved, at most {peak_per_second} a second (bound {bound:.1}), \
-             back after {took:?}; longest stall of this test {stall:?}"
+             back after {took:?}"
         );
-        // What happened while this process could not run is noticed in one second.
         assert!(
-            peak_per_second as f64 <= bound || stall > STALL_MAX,
+            peak_per_second as f64 <= bound,
             "a stampede: {peak_per_second} of {bound} a second"
         );
         assert!(n_moved >= n_clients / 4, "{n_moved} were on it");
@@ -218,7 +208,6 @@ fn restart(
 ) -> Restart {
     let began = Instant::now();
     fleet.closes.clear();
-    (fleet.stepped, fleet.stall) = (began, Duration::ZERO);
     hubs[at].signal(libc::SIGTERM);
     while hubs[at].is_running() {
         assert!(began.elapsed() < secs(30), "it is still there");
@@ -233,8 +222,7 @@ fn restart(
     }
     let took = began.elapsed();
     hubs[at] = node(at);
-    let (peak_per_second, n_moved) = (fleet.peak_per_second(), fleet.closes.len());
-    Restart { took, peak_per_second, n_moved, stall: fleet.stall }
+    Restart { took, peak_per_second: fleet.peak_per_second(), n_moved: fleet.closes.len() }
 }
 
 /// Every client once, each on a node that lives.

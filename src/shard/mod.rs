@@ -75,10 +75,10 @@ const ROUND_BYTES_MAX: usize = 1 << 20;
 /// Batches in a shard's mailbox.
 const MAILBOX_BATCHES_MAX: usize = 4096;
 /// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
-/// rest. Long turns pause a little more, not as long as they took: that (in 10,000 sessions at 20/s,
-/// beside uWebSockets: deliveries per CPU-second × 1.93 instead of × 1.48) makes p50 × 1.17 of what is
-/// × 0.69, and p99 × 1.32 of × 0.81; and so high a step, wherever a turn of 1,000 sessions happens to
-/// take about as long, makes p99 half as long again (22 instead of 15 ms).
+/// rest. Long turns pause a little more, but not as long as they took: in 10,000 sessions at 20/s, beside
+/// uWebSockets, that was × 1.93 deliveries per CPU-second where this is × 1.56, for p50 × 1.17 where
+/// this is × 0.74, and p99 × 1.32 where this is × 0.88. And so high a step, where turns happen to take
+/// about as long (1,000 sessions on some machines), makes p99 half as long again: 22 instead of 15 ms.
 const ALPHA_SHORT: f64 = 0.5;
 const ALPHA_LONG: f64 = 0.6;
 const LONG_TURN: Duration = Duration::from_millis(20);

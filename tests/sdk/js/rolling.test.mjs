@@ -16,8 +16,6 @@ const N_CLIENTS = full ? 2_000 : 80;
 const DRAIN_S = full ? 20 : 4;
 // So few clients on a busy machine say less: then it is enough that they are spread.
 const RATE_FACTOR_MAX = full ? 1.5 : 3;
-/** With less of the machine than that, the test can't say how many came within a second. */
-const STALL_S_MAX = 0.5;
 const PUBLISH_EVERY = full ? 200 : 100;
 /** Each client is in one of four; some are in a fifth too, which tells who comes and goes. */
 const PLACES = ['place:0', 'place:1', 'place:2', 'place:3'];
@@ -165,10 +163,8 @@ async function restart(stage, what, at) {
   const stalled = stall.max / 1e9;
   stage.say(`node-${at} ${what}: ${moved.length} moved, at most ${peak} a second (bound ${bound.toFixed(1)}), `
     + `all back after ${(back / 1000).toFixed(2)} s; longest stall of this test ${stalled.toFixed(2)} s`);
-  // What waited while this process could not run is seen at once, whatever the nodes did. And how the build
-  // before spreads its closes can't be helped any more.
-  const held = what === 'restarted' && stalled <= STALL_S_MAX;
-  assert.ok(!held || peak <= bound * (1 + stalled), `a stampede: ${peak} of ${bound} a second`);
+  // How the build before spreads its closes can't be helped any more.
+  assert.ok(what !== 'restarted' || peak <= bound, `a stampede: ${peak} of ${bound} a second`);
   return new Set(moved);
 }
 
