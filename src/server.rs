@@ -203,10 +203,10 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 async fn drain(node: &Arc<Node>, shards: &[Sender<ShardEvent>]) {
     node.set_draining();
     tracing::info!("draining");
-    // The rest is for the last to take what is queued. A shorter spread would be a burst for the others.
-    let spread_ms = node.config.drain_timeout.as_millis() as u64 * 9 / 10;
+    // All of it: a shorter spread would be more at a time for the others. The last have the grace.
+    let until_ms = node.now_ms() + node.config.drain_timeout.as_millis() as u64;
     for shard in shards {
-        deliver(node, shard, ShardEvent::Drain { spread_ms }).await;
+        deliver(node, shard, ShardEvent::Drain { until_ms }).await;
     }
     let all_left = async {
         let metrics = &node.metrics;

@@ -133,9 +133,9 @@ pub enum ShardEvent {
         result: Box<SurveyResult>,
     },
     Accepted(Box<Accepted>),
-    /// Close all connections, spread over this many milliseconds.
+    /// Close all connections, spread evenly until then.
     Drain {
-        spread_ms: u64,
+        until_ms: u64,
     },
     /// End the thread.
     Stop,

@@ -204,12 +204,11 @@ impl Shard {
                 let mut serve = Box::pin(crate::http::serve(self.clone(), *accepted));
                 self.spawn(poll_fn(move |cx| shard.poll_in_turn(cx, |cx| serve.as_mut().poll(cx))));
             }
-            ShardEvent::Drain { spread_ms } => {
+            ShardEvent::Drain { until_ms } => {
                 let mut state = self.state.borrow_mut();
                 state.show_all(Instant::now());
-                let n_at_start = state.hub.n_sessions();
-                let started_ms = self.node.now_ms();
-                state.drain = Some(Drain::new(started_ms, spread_ms, n_at_start));
+                state.drain =
+                    Some(Drain::new(self.node.now_ms(), until_ms, state.hub.n_sessions()));
             }
             ShardEvent::Control(control) => {
                 self.state.borrow_mut().on_control(control);

@@ -10,19 +10,39 @@ use crate::protocol::Disconnect;
 
 /// How far closing all sessions is.
 pub struct Drain {
-    started_ms: u64,
-    spread_ms: u64,
-    n_at_start: usize,
-    n_closed: usize,
+    ends_ms: u64,
+    seen_ms: u64,
+    n_left: usize,
+    /// Of the next session to close, the part that is due.
+    owed: f64,
     cursor: usize,
 }
 
 impl Drain {
-    pub fn new(started_ms: u64, spread_ms: u64, n_at_start: usize) -> Self {
-        Self { started_ms, spread_ms, n_at_start, n_closed: 0, cursor: 0 }
+    /// Closes `n` sessions evenly until `ends_ms`, the first at once: a node with one needn't wait.
+    pub fn new(now_ms: u64, ends_ms: u64, n: usize) -> Self {
+        Self { ends_ms, seen_ms: now_ms, n_left: n, owed: 1.0, cursor: 0 }
+    }
+
+    /// How many are to be closed now. What a stall left undone is spread over the time that is left:
+    /// closed at once it would stampede the other nodes.
+    fn due(&mut self, now_ms: u64) -> usize {
+        if now_ms >= self.ends_ms {
+            return usize::MAX;
+        }
+        let since_ms = (now_ms - self.seen_ms).min(DRAIN_STEP_MAX_MS);
+        self.seen_ms = now_ms;
+        let left_ms = self.ends_ms - now_ms + since_ms;
+        self.owed += self.n_left as f64 * since_ms as f64 / left_ms as f64;
+        let n = (self.owed as usize).min(self.n_left);
+        self.owed -= n as f64;
+        self.n_left -= n;
+        n
     }
 }
 
+/// One look of a drain closes no more than what is due in so long, milliseconds.
+const DRAIN_STEP_MAX_MS: u64 = 250;
 /// A sweep that comes so much after the one before is late, milliseconds: the process was stopped, or the
 /// machine gave it no time.
 const LATE_MS: u64 = 500;
@@ -112,16 +132,12 @@ impl State {
     /// Closes as many sessions as the drain time so far asks for.
     pub fn drain(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
-        let elapsed_ms = self.now_ms - drain.started_ms;
-        let due = if elapsed_ms >= drain.spread_ms {
-            usize::MAX
-        } else {
-            (drain.n_at_start as u64 * elapsed_ms / drain.spread_ms.max(1)) as usize
-        };
-        while drain.n_closed < due && drain.cursor < self.sessions.len() {
+        let due = drain.due(self.now_ms);
+        let mut n_closed = 0;
+        while n_closed < due && drain.cursor < self.sessions.len() {
             if let Some(id) = self.hub.id_at(drain.cursor as u32) {
                 self.end(id, Disconnect::SHUTDOWN);
-                drain.n_closed += 1;
+                n_closed += 1;
             }
             drain.cursor += 1;
         }
@@ -129,5 +145,35 @@ impl State {
             drain.cursor = 0;
         }
         self.drain = Some(drain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is closed at each of these times.
+    fn closed(n: usize, times: impl IntoIterator<Item = u64>) -> Vec<usize> {
+        let mut drain = Drain::new(0, 20_000, n);
+        times.into_iter().map(|ms| drain.due(ms)).collect()
+    }
+
+    #[test]
+    fn a_drain_is_even_to_its_end() {
+        for n in [0, 1, 7, 199, 200, 1_001, 20_000] {
+            let closed = closed(n, (100..20_000).step_by(100));
+            assert!(closed.iter().all(|&now| now.abs_diff(n / 200) <= 1), "{n}: {closed:?}");
+            assert!(n - closed.iter().sum::<usize>() <= n / 200 + 1, "{n}: {closed:?}");
+        }
+        assert_eq!(closed(1, [0]), [1]);
+        assert_eq!(closed(10, [20_000]), [usize::MAX]);
+    }
+
+    #[test]
+    fn what_a_stall_left_undone_is_spread() {
+        let closed = closed(2_000, (100..=5_000).step_by(100).chain((10_000..20_000).step_by(100)));
+        assert!(closed[..50].iter().sum::<usize>().abs_diff(500) <= 1);
+        assert!(closed[50] < 40 && closed[51..].iter().all(|&now| now <= 16), "{closed:?}");
+        assert!(closed.iter().sum::<usize>() >= 1_980, "{closed:?}");
     }
 }
