@@ -82,6 +82,9 @@ const MAILBOX_BATCHES_MAX: usize = 4096;
 const ALPHA_SHORT: f64 = 0.5;
 const ALPHA_LONG: f64 = 0.6;
 const LONG_TURN: Duration = Duration::from_millis(20);
+/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.96 of the CPU then,
+/// for the same p50.
+const REST: Duration = Duration::from_micros(60);
 /// A turn and its pause together take at least this long.
 const FLOOR: Duration = Duration::from_micros(500);
 /// Between a panic and the next life: a fault that comes at once mustn't take a core.
@@ -219,13 +222,13 @@ impl Walk {
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {
         if self.cost > Duration::ZERO {
-            let alpha = match self.cost {
+            let pause = match self.cost {
                 // Everybody has everything: the next publication is the first of a new group.
-                _ if shard.is_clean() => 0.0,
-                cost if cost >= LONG_TURN => ALPHA_LONG,
-                _ => ALPHA_SHORT,
+                _ if shard.is_clean() => Duration::ZERO,
+                cost if cost >= LONG_TURN => cost.mul_f64(ALPHA_LONG),
+                cost => cost.mul_f64(ALPHA_SHORT) + REST,
             };
-            let pause = self.cost.mul_f64(alpha).max(FLOOR.saturating_sub(self.cost));
+            let pause = pause.max(FLOOR.saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
         self.cost = Duration::ZERO;
