@@ -274,7 +274,9 @@ fn nothing_is_left_over() {
     let mut complaints = Complaints::default();
     for source in sources(&["src", "tests", "benches", "loadtest"]) {
         for (idx, line) in source.text.lines().enumerate() {
-            for word in ["dbg!", "todo!", "unimplemented!", "FIXME"] {
+            // Put together, so that who searches for them finds none here either.
+            for word in [["dbg", "!"], ["todo", "!"], ["unimplemented", "!"], ["FIX", "ME"]] {
+                let word = &word.concat();
                 if has_word(line, word) {
                     complaints.add(format!("{}:{}: {word}", source.path, idx + 1));
                 }
@@ -337,7 +339,7 @@ fn flame_graphs_are_explained_and_small() {
             complaints.add(format!("flamegraphs/{name}: {n_bytes} bytes"));
         }
         let svg = read(&format!("flamegraphs/{name}"));
-        if ["/home/", "/root/", "/Users/"].iter().any(|path| svg.contains(path)) {
+        if ["home", "root", "Users"].iter().any(|folder| svg.contains(&format!("/{folder}/"))) {
             complaints.add(format!("flamegraphs/{name}: names somebody's folders"));
         }
     }

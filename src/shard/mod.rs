@@ -82,7 +82,7 @@ const MAILBOX_BATCHES_MAX: usize = 4096;
 const ALPHA_SHORT: f64 = 0.5;
 const ALPHA_LONG: f64 = 0.6;
 const LONG_TURN: Duration = Duration::from_millis(20);
-/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.96 of the CPU then,
+/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.97 of the CPU then,
 /// for the same p50.
 const REST: Duration = Duration::from_micros(60);
 /// A turn and its pause together take at least this long.

@@ -129,7 +129,7 @@ impl State {
         }
     }
 
-    /// Closes as many sessions as the drain time so far asks for.
+    /// Closes as many sessions as are due.
     pub fn drain(&mut self) {
         let Some(mut drain) = self.drain.take() else { return };
         let due = drain.due(self.now_ms);
