@@ -49,6 +49,7 @@ pub struct Session {
     pub born_ms: u64,
     pub ping_at_ms: u64,
     pub pong_by_ms: u64,
+    /// When its socket became full, the last time.
     pub stalled_ms: u64,
     pub linger_until_ms: u64,
     /// Channels asked for that aren't live yet.

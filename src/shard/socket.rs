@@ -4,12 +4,14 @@
 //! the session out of the hub before the stream is dropped.
 
 use std::cell::RefCell;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use rustix::io::Errno;
+use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -29,41 +31,33 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// Writes what the socket takes.
+/// Writes what the socket takes. By the bare system call: libc's `send` is a cancellation point, which
+/// costs every delivery two atomic operations.
 pub fn send(fd: i32, parts: &[&[u8]]) -> Sent {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: the pointers and lengths are those of live slices; the descriptor is that of a
-    // session in the hub, which its task removes before it closes the socket.
-    let n = unsafe {
-        if let [bytes] = parts {
-            libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags)
-        } else {
-            let mut iov = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2];
-            for (slot, bytes) in iov.iter_mut().zip(parts) {
-                *slot = libc::iovec {
-                    iov_base: bytes.as_ptr().cast_mut().cast(),
-                    iov_len: bytes.len(),
-                };
-            }
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_iov = iov.as_mut_ptr();
-            message.msg_iovlen = parts.len().min(iov.len());
-            libc::sendmsg(fd, &message, flags)
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    // SAFETY: the descriptor is that of a session in the hub, which its task removes before it closes
+    // the socket.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let sent = match parts {
+        [bytes] => net::send(socket, bytes, flags),
+        [first, second] => {
+            let parts = [IoSlice::new(first), IoSlice::new(second)];
+            net::sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)
         }
+        _ => unreachable!("invariant: a write has one part or two"),
     };
-    if n >= 0 {
-        return Sent::Bytes(n as usize);
-    }
-    match io::Error::last_os_error().kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Sent::Full,
-        _ => Sent::Gone,
+    match sent {
+        Ok(n_bytes) => Sent::Bytes(n_bytes),
+        Err(Errno::AGAIN | Errno::INTR) => Sent::Full,
+        Err(_) => Sent::Gone,
     }
 }
 
 /// Sends a FIN: nothing follows the close frame.
 pub fn shut_down_write(fd: i32) {
-    // SAFETY: a plain system call on a session's descriptor.
-    unsafe { libc::shutdown(fd, libc::SHUT_WR) };
+    // SAFETY: as in `send`.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let _ = net::shutdown(socket, net::Shutdown::Write);
 }
 
 struct Task {

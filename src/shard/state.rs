@@ -320,20 +320,22 @@ impl State {
 
     /// Writes what is pending for a session, and draws the consequences.
     pub fn visit(&mut self, idx: u32) {
+        let had_own = self.hub.has_own(idx);
         let visit = self.hub.visit(idx, &mut |fd, parts| socket::send(fd, parts));
-        if visit == Visit::Waiting {
+        // Nearly always it got publications, and its cold part needn't be looked at.
+        if visit == Visit::Waiting || (visit == Visit::CaughtUp && !had_own) {
             return;
         }
         let Some(id) = self.hub.id_at(idx) else { return };
         let now_ms = self.now_ms;
-        let own_is_empty = self.hub.own_is_empty(id);
+        let own_is_empty = !self.hub.has_own(idx);
         let Some(session) = self.sessions[idx as usize].as_mut() else { return };
         if session.ping_queued && own_is_empty {
             session.ping_queued = false;
             session.pong_by_ms = now_ms + self.node.config.pong_timeout.as_millis() as u64;
         }
         match visit {
-            Visit::CaughtUp | Visit::Waiting => session.stalled_ms = 0,
+            Visit::CaughtUp | Visit::Waiting => {}
             Visit::Full => {
                 session.stalled_ms = now_ms;
                 session.wake();

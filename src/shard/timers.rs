@@ -101,10 +101,7 @@ impl State {
             if now_ms >= session.linger_until_ms {
                 session.kill();
             }
-        } else if lagging
-            && session.stalled_ms > 0
-            && now_ms >= session.stalled_ms + write_timeout_ms
-        {
+        } else if lagging && now_ms >= session.stalled_ms + write_timeout_ms {
             self.close(id, Disconnect::WRITE_ERROR, Queued::Drop);
         } else if matches!(session.kind, Kind::Fresh | Kind::Refused | Kind::Connecting)
             && now_ms >= session.born_ms + stale_timeout_ms
