@@ -196,7 +196,7 @@ impl Core {
             }
             BrokerCommand::ChannelPage { owed, page } => self.on_page(owed, page),
             BrokerCommand::Connected { shard, connected } => {
-                self.registrar.on_connected(shard, connected);
+                self.registrar.on_connected(shard, *connected);
             }
             BrokerCommand::Disconnected { connection } => {
                 self.registrar.on_disconnected(connection);

@@ -57,12 +57,20 @@ pub struct Connected {
     pub connected_at_s: u64,
 }
 
+/// What is kept of it: the node's connections pay for every byte of this.
 struct Row {
-    connected: Box<Connected>,
-    shard: usize,
+    user: Box<str>,
+    address: IpAddr,
+    transport: Transport,
+    /// Of at most 128.
+    shard: u8,
     /// Redis may have it.
     is_sent: bool,
+    /// Until the year 2106.
+    connected_at_s: u32,
 }
+
+const _: () = assert!(size_of::<Row>() == 40, "every connection pays for this");
 
 /// What goes to Redis together.
 #[derive(PartialEq, Eq, Debug, Default)]
@@ -158,13 +166,22 @@ impl Registry {
         self.n_given_up
     }
 
-    pub fn get(&self, connection: Uuid) -> Option<&Connected> {
-        self.rows.get(&connection).map(|row| &*row.connected)
+    pub fn get(&self, connection: Uuid) -> Option<Connected> {
+        self.rows.get(&connection).map(|row| Connected {
+            connection,
+            user: row.user.clone(),
+            address: row.address,
+            transport: row.transport,
+            connected_at_s: row.connected_at_s.into(),
+        })
     }
 
-    pub fn on_connected(&mut self, shard: usize, connected: Box<Connected>) {
-        let connection = connected.connection;
-        self.rows.insert(connection, Row { connected, shard, is_sent: false });
+    pub fn on_connected(&mut self, shard: usize, connected: Connected) {
+        let Connected { connection, user, address, transport, connected_at_s } = connected;
+        let shard = u8::try_from(shard).expect("invariant: HUB_SHARDS is at most 128");
+        let connected_at_s = u32::try_from(connected_at_s).unwrap_or(u32::MAX);
+        let row = Row { user, address, transport, shard, is_sent: false, connected_at_s };
+        self.rows.insert(connection, row);
         self.soon.insert(connection);
     }
 
@@ -177,7 +194,7 @@ impl Registry {
 
     /// A shard started afresh: its connections are gone.
     pub fn forget_shard(&mut self, shard: usize) {
-        let of_it = self.rows.iter().filter(|(_, row)| row.shard == shard);
+        let of_it = self.rows.iter().filter(|(_, row)| usize::from(row.shard) == shard);
         let gone: Vec<Uuid> = of_it.map(|(connection, _)| *connection).collect();
         gone.into_iter().for_each(|connection| self.on_disconnected(connection));
     }

@@ -67,7 +67,7 @@ impl Registrar {
         self.0.as_ref()
     }
 
-    pub fn on_connected(&self, shard: usize, connected: Box<Connected>) {
+    pub fn on_connected(&self, shard: usize, connected: Connected) {
         if let Some(kept) = &self.0 {
             kept.registry.borrow_mut().on_connected(shard, connected);
         }
@@ -142,7 +142,7 @@ impl Kept {
         for connection in &batch.writes {
             let Some(connected) = registry.get(*connection) else { continue };
             let key = self.key("ws:conn:", &connection.to_string());
-            pipe.cmd("SET").arg(key).arg(self.value(connected)).arg("PX").arg(LIFE_MS);
+            pipe.cmd("SET").arg(key).arg(self.value(&connected)).arg("PX").arg(LIFE_MS);
         }
         if !batch.removals.is_empty() {
             let ids = batch.removals.iter().map(Uuid::to_string);

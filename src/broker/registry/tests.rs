@@ -73,14 +73,14 @@ impl Bench {
     }
 }
 
-fn connected(connection: Uuid) -> Box<Connected> {
-    Box::new(Connected {
+fn connected(connection: Uuid) -> Connected {
+    Connected {
         connection,
         user: "".into(),
         address: Ipv4Addr::LOCALHOST.into(),
         transport: Transport::WebSocket,
         connected_at_s: 0,
-    })
+    }
 }
 
 #[test]
