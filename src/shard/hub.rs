@@ -448,9 +448,9 @@ impl Hub {
         if self.seat(id).is_some() { self.queued_at(id.idx) } else { 0 }
     }
 
-    /// Whether the own outbox (replies, pings) of the session at an index holds bytes.
-    pub fn has_own(&self, idx: u32) -> bool {
-        self.seats.get(idx as usize).is_some_and(|seat| seat.own.is_some())
+    /// Whether the own outbox (replies, pings) still holds bytes.
+    pub fn own_is_empty(&self, id: SessionId) -> bool {
+        self.seat(id).is_none_or(|seat| seat.own.is_none())
     }
 
     /// Queues frames for this session alone. False: the session is gone or closing, or was

@@ -383,7 +383,7 @@ impl State {
         let frame = newest.as_ref().and_then(|newest| newest.frame(Format::Raw));
         // Many large ones would make it a slow consumer before it could read: it goes without the rest.
         if let Some(frame) = frame
-            && (!self.hub.has_own(id.idx) || frame.len() <= self.room(id))
+            && (self.hub.own_is_empty(id) || frame.len() <= self.room(id))
         {
             self.hub.push_own(id, frame);
         }

@@ -320,15 +320,16 @@ impl State {
 
     /// Writes what is pending for a session, and draws the consequences.
     pub fn visit(&mut self, idx: u32) {
-        let had_own = self.hub.has_own(idx);
+        let id = self.hub.id_at(idx);
+        let had_own = id.is_some_and(|id| !self.hub.own_is_empty(id));
         let visit = self.hub.visit(idx, &mut |fd, parts| socket::send(fd, parts));
         // Nearly always it got publications, and its cold part needn't be looked at.
         if visit == Visit::Waiting || (visit == Visit::CaughtUp && !had_own) {
             return;
         }
-        let Some(id) = self.hub.id_at(idx) else { return };
+        let Some(id) = id else { return };
         let now_ms = self.now_ms;
-        let own_is_empty = !self.hub.has_own(idx);
+        let own_is_empty = self.hub.own_is_empty(id);
         let Some(session) = self.sessions[idx as usize].as_mut() else { return };
         if session.ping_queued && own_is_empty {
             session.ping_queued = false;

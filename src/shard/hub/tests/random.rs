@@ -334,7 +334,7 @@ impl Rig {
         for id in &self.stale {
             prop_assert!(hub.id_at(id.idx) != Some(*id));
             prop_assert_eq!(hub.fd(*id), None);
-            prop_assert!(hub.is_closing(*id) && !hub.is_lagging(*id));
+            prop_assert!(hub.is_closing(*id) && hub.own_is_empty(*id) && !hub.is_lagging(*id));
             prop_assert_eq!(hub.queued_bytes(*id) + hub.n_channels_of(*id), 0);
             prop_assert!(!(0..N_SLOTS).any(|slot| hub.is_subscribed(*id, slot)));
             let is_marked = hub.next_dirty(id.idx, id.idx + 1).is_some();
@@ -352,7 +352,7 @@ impl Rig {
             prop_assert_eq!(hub.fd(id), Some(client.fd.unwrap_or(-1)));
             prop_assert_eq!(hub.is_closing(id), client.closing);
             prop_assert_eq!(hub.is_lagging(id), client.lagging);
-            prop_assert_eq!(!hub.has_own(id.idx), client.own_is_empty());
+            prop_assert_eq!(hub.own_is_empty(id), client.own_is_empty());
             prop_assert_eq!(hub.n_channels_of(id), client.channels.len());
             for slot in 0..N_SLOTS + 1 {
                 prop_assert_eq!(hub.is_subscribed(id, slot), client.channels.contains_key(&slot));
