@@ -238,6 +238,15 @@ impl Hub {
         self.metrics().sum(name)
     }
 
+    /// Waits until so many shards have panicked and cut what they had: before that, they cut whoever
+    /// asks them anything, too.
+    pub fn has_panicked(&self, n: u32) -> bool {
+        let n_now = || Some(Metrics::parse(&self.try_get("/metrics").ok()?.text()));
+        eventually(SOON, || {
+            n_now().is_some_and(|page| page.sum("hubbub_shard_panics_total") == f64::from(n))
+        })
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
