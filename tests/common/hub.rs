@@ -241,9 +241,9 @@ impl Hub {
     /// Waits until so many shards have panicked and cut what they had: before that, they cut whoever
     /// asks them anything, too.
     pub fn has_panicked(&self, n: u32) -> bool {
-        let n_now = || Some(Metrics::parse(&self.try_get("/metrics").ok()?.text()));
+        let n_panics = |page: &str| Metrics::parse(page).sum("hubbub_shard_panics_total");
         eventually(SOON, || {
-            n_now().is_some_and(|page| page.sum("hubbub_shard_panics_total") == f64::from(n))
+            self.try_get("/metrics").is_ok_and(|page| n_panics(&page.text()) == f64::from(n))
         })
     }
 
