@@ -12,6 +12,7 @@ use crate::payload;
 use crate::process::Cpus;
 use crate::protocol::{Centrifuge, Protocol, ProtocolName, Raw, Tokens};
 use crate::publish::{Http, Publisher, PublisherName, Redis, WebSocket, WebSocketArgs};
+use crate::puppet::Dice;
 use crate::registry::RegistryArgs;
 use crate::report::OutputArgs;
 use crate::server::{Start, Target};
@@ -237,7 +238,7 @@ pub struct LoadArgs {
     /// Channels, published to in turn
     #[arg(long, value_name = "M", default_value_t = 1)]
     pub channels: usize,
-    /// Each connection's, spread evenly
+    /// Each connection's, at random, but spread evenly
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub channels_per_connection: usize,
     /// The channels' names are this and a number
@@ -384,15 +385,18 @@ impl LoadArgs {
         (0..self.channels).map(|n| format!("{}{n}", self.channel_prefix)).collect()
     }
 
-    /// The channels of the nth connection: a stride apart, so that each channel gets as many
-    /// subscribers as any other, give or take one, and not always the same neighbours.
+    /// The channels of the nth connection: one of all in turn, and others at random distances from it.
+    /// Each channel gets as many subscribers as any other, give or take a few.
     pub fn channels_of(&self, nth: usize) -> Vec<u32> {
         let first = nth % self.channels;
-        let step = (self.channels / self.channels_per_connection).max(1);
-        let lap = nth / self.channels % step;
-        let others = (1..self.channels_per_connection).map(|k| k * step + lap);
-        let offsets = std::iter::once(0).chain(others);
-        offsets.map(|offset| ((first + offset) % self.channels) as u32).collect()
+        let mut dice = Dice::new((nth / self.channels) as u64);
+        // R. Floyd's: as many numbers as are wanted, each other one as likely.
+        let mut offsets = vec![0];
+        for most in self.channels - self.channels_per_connection + 1..self.channels {
+            let offset = 1 + dice.below(most as u64) as usize;
+            offsets.push(if offsets.contains(&offset) { most } else { offset });
+        }
+        offsets.iter().map(|offset| ((first + offset) % self.channels) as u32).collect()
     }
 
     pub fn sources(&self) -> Vec<Ipv4Addr> {
@@ -475,20 +479,17 @@ mod tests {
     #[test]
     fn every_channel_gets_its_share_and_no_connection_one_twice() {
         for (channels, per_connection) in [(1, 1), (50, 5), (20, 20), (7, 3), (1000, 1)] {
-            let args = load(&[
-                "--channels",
-                &channels.to_string(),
-                "--channels-per-connection",
-                &per_connection.to_string(),
-            ]);
-            let mut subscribers = vec![0; channels];
+            let args = LoadArgs { channels, channels_per_connection: per_connection, ..load(&[]) };
+            let (mut subscribers, mut sets) = (vec![0; channels], std::collections::HashSet::new());
             for nth in 0..1000 {
                 let mut mine = args.channels_of(nth);
                 mine.iter().for_each(|&channel| subscribers[channel as usize] += 1);
                 mine.sort_unstable();
                 mine.dedup();
                 assert_eq!(mine.len(), per_connection, "{channels} {per_connection} {nth}");
+                sets.insert(mine);
             }
+            assert!(channels != 50 || sets.len() > 990, "{} sets", sets.len());
             let (least, most) = (subscribers.iter().min(), subscribers.iter().max());
             assert!(most.unwrap() - least.unwrap() <= per_connection, "{subscribers:?}");
         }

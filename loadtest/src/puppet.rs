@@ -138,7 +138,7 @@ fn is_temporary(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// xorshift64*: which attacker does what must differ, and be the same in every run.
+/// xorshift64*: which attacker does what, and who has which channels, differs and is the same in every run.
 pub struct Dice(u64);
 
 impl Dice {

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use super::control::Left;
-use super::hub::{Queued, SessionId};
+use super::hub::{Fanout, Queued, SessionId};
 use super::reader::{Flow, Input, Limits, Reader};
 use super::session::Session;
 use super::state::{Joined, Request, State};
@@ -191,7 +191,7 @@ impl Shard {
     }
 
     /// Handles an event. Returns the publication bytes that were queued.
-    pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> usize {
+    pub(super) fn on_event(self: &Rc<Self>, event: ShardEvent) -> Fanout {
         match event {
             ShardEvent::Publication { channel, publication } => {
                 return self.state.borrow_mut().on_publication(channel, &publication);
@@ -218,7 +218,7 @@ impl Shard {
             ShardEvent::Ping => self.metrics().answered_ms.set(self.node.now_ms()),
             event => self.state.borrow_mut().on_broker(event),
         }
-        0
+        Fanout::default()
     }
 
     pub(super) fn on_tick(&self) {

@@ -24,6 +24,7 @@
 mod held;
 mod moves;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,6 +54,30 @@ pub enum Sent {
     Full,
     /// The socket is broken.
     Gone,
+}
+
+/// What publications, joins and leaves put into the logs.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Fanout {
+    /// Their frames: one session has no more of them pending.
+    pub frame_bytes: usize,
+    /// Counted once per cohort.
+    pub queued_bytes: usize,
+}
+
+impl Fanout {
+    /// Another cohort's, of the same publication.
+    pub(super) fn queue(&mut self, frame_bytes: usize) {
+        self.frame_bytes = self.frame_bytes.max(frame_bytes);
+        self.queued_bytes += frame_bytes;
+    }
+}
+
+impl AddAssign for Fanout {
+    fn add_assign(&mut self, next: Self) {
+        self.frame_bytes += next.frame_bytes;
+        self.queued_bytes += next.queued_bytes;
+    }
 }
 
 /// How a visit to a session ended.
@@ -227,16 +252,16 @@ impl Hub {
 
     // --- the hot path
 
-    /// Fans a publication out to its subscribers' logs. Returns the frame bytes that were
-    /// queued, counted once per cohort. Where the channel has a delay, [`Hub::delay`] marks them.
-    pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+    /// Fans a publication out to its subscribers' logs. Where the channel has a delay, [`Hub::delay`]
+    /// marks them.
+    pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> Fanout {
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let Some(slot) =
             channels.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)
         else {
-            return 0;
+            return Fanout::default();
         };
-        let (mut queued_bytes, mut is_carried) = (0, [false; N_FORMATS]);
+        let (mut fanout, mut is_carried) = (Fanout::default(), [false; N_FORMATS]);
         let (last_serial, mut has_fresh) = (slot.last_serial, false);
         for cohort_ref in &slot.cohorts {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
@@ -265,7 +290,7 @@ impl Hub {
                 continue;
             }
             queue(&self.seats, cohort, id.slot, frame);
-            queued_bytes += frame.len();
+            fanout.queue(frame.len());
             self.totals.deliveries += cohort.members.len() as u64;
             if !cohort.all_dirty && slot.delay_ms == 0 {
                 cohort.mark(&mut self.dirty);
@@ -278,7 +303,7 @@ impl Hub {
         if has_fresh {
             self.end_fresh(id.slot);
         }
-        queued_bytes
+        fanout
     }
 
     /// The first session in `from..to` that has something to write.

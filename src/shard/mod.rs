@@ -53,8 +53,10 @@ pub use state::Joined;
 pub use {outbox::Outbox, socket::send};
 
 use crate::broker::Door;
+use crate::config::Config;
 use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;
+use hub::Fanout;
 use pause::PauseTimer;
 
 /// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
@@ -69,9 +71,14 @@ const WALK_TIME_MAX: Duration = Duration::from_millis(4);
 const BATCHES_PER_TURN_MAX: usize = 16;
 const DRAIN_TIME_MAX: Duration = Duration::from_micros(200);
 const EVENTS_PER_LOOK: usize = 16;
-/// Publication bytes drained in one turn of the ring: bounds what a healthy session can have
-/// pending before it was visited.
-const ROUND_BYTES_MAX: usize = 1 << 20;
+/// Frame bytes drained in one turn of the ring: bounds what a healthy session can have pending before it
+/// was visited.
+const ROUND_FRAME_BYTES_MAX: usize = 1 << 20;
+/// With their copies for all cohorts: bounds the logs. It is far more than the sockets take in a turn, so
+/// that sessions with many sets of channels get as much as those with one.
+const ROUND_QUEUED_BYTES_MAX: usize = 16 << 20;
+/// And no more than this part of `HUB_OUTBOX_TOTAL_BYTES`, on all shards together.
+const ROUND_QUEUED_PART: usize = 8;
 /// Batches in a shard's mailbox.
 const MAILBOX_BATCHES_MAX: usize = 4096;
 /// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
@@ -167,7 +174,9 @@ struct Walk {
     /// Walked since the reactor's last turn.
     since_reactor: Duration,
     not_before: Instant,
-    round_bytes: usize,
+    /// Drained in this turn of the ring.
+    round: Fanout,
+    queued_bytes_max: usize,
 }
 
 enum Next {
@@ -177,6 +186,19 @@ enum Next {
 }
 
 impl Walk {
+    fn new(config: &Config) -> Self {
+        let part = config.outbox_total_bytes / ROUND_QUEUED_PART / config.shards;
+        Self {
+            cursor: 0,
+            left: 0,
+            cost: Duration::ZERO,
+            since_reactor: Duration::ZERO,
+            not_before: Instant::now(),
+            round: Fanout::default(),
+            queued_bytes_max: part.min(ROUND_QUEUED_BYTES_MAX),
+        }
+    }
+
     /// Visits the next slice.
     fn step(&mut self, shard: &Shard) -> Next {
         let now = Instant::now();
@@ -233,7 +255,13 @@ impl Walk {
         }
         self.cost = Duration::ZERO;
         self.left = 0;
-        self.round_bytes = 0;
+        self.round = Fanout::default();
+    }
+
+    /// Whether what else came waits for the next turn of the ring.
+    fn is_full(&self) -> bool {
+        self.round.frame_bytes >= ROUND_FRAME_BYTES_MAX
+            || self.round.queued_bytes >= self.queued_bytes_max
     }
 }
 
@@ -242,14 +270,7 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
     shard.spawn(sweep(shard.clone()));
     shard.spawn(show_due(shard.clone()));
     shard.spawn(control::obey(shard.clone()));
-    let mut walk = Walk {
-        cursor: 0,
-        left: 0,
-        cost: Duration::ZERO,
-        since_reactor: Duration::ZERO,
-        not_before: Instant::now(),
-        round_bytes: 0,
-    };
+    let mut walk = Walk::new(&shard.node.config);
     let mut reactor_turn = Duration::ZERO;
     let mut taken = Taken::default();
     loop {
@@ -289,15 +310,15 @@ fn drain(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, taken: &mut Taken, wa
     loop {
         let mut n_events = 0;
         for event in taken.by_ref() {
-            let queued_bytes = shard.on_event(event);
-            walk.round_bytes += queued_bytes;
-            has_publication |= queued_bytes > 0;
+            let fanout = shard.on_event(event);
+            walk.round += fanout;
+            has_publication |= fanout.queued_bytes > 0;
             n_events += 1;
             if n_events % EVENTS_PER_LOOK == 0 && began.elapsed() >= DRAIN_TIME_MAX {
                 break;
             }
         }
-        let is_full = walk.round_bytes >= ROUND_BYTES_MAX || n_batches == BATCHES_PER_TURN_MAX;
+        let is_full = walk.is_full() || n_batches == BATCHES_PER_TURN_MAX;
         if taken.len() > 0 || is_full {
             break;
         }
@@ -378,5 +399,35 @@ async fn show_due(shard: Rc<Shard>) {
             // Perhaps one that is due before.
             () = shard.is_held.notified() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(env: [(&str, &str); 2]) -> Walk {
+        let env = env.map(|(name, value)| (name.into(), value.into()));
+        Walk::new(&Config::load([], env).expect("a configuration").config)
+    }
+
+    /// Publications that go to so many cohorts, until the round is full.
+    fn drained(walk: &mut Walk, n_cohorts: usize) -> usize {
+        let mut n = 0;
+        while !walk.is_full() {
+            walk.round += Fanout { frame_bytes: 128, queued_bytes: 128 * n_cohorts };
+            n += 1;
+        }
+        n
+    }
+
+    #[test]
+    fn a_round_drains_as_much_for_many_cohorts_as_for_one() {
+        let roomy = [("HUB_OUTBOX_TOTAL_BYTES", "1GiB"), ("HUB_SHARDS", "2")];
+        let (one, many) = (drained(&mut walk(roomy), 1), drained(&mut walk(roomy), 16));
+        assert_eq!((one, many), (8_192, 8_192), "a session's bound");
+        assert_eq!(drained(&mut walk(roomy), 1_000), 132, "16 MiB of logs, and not 9");
+        let tight = [("HUB_OUTBOX_TOTAL_BYTES", "16MiB"), ("HUB_SHARDS", "2")];
+        assert_eq!(drained(&mut walk(tight), 1_000), 9, "its part of what all may hold");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ahash::HashMap;
 use smallvec::SmallVec;
 
-use super::hub::{SessionId, Share, Variant};
+use super::hub::{Fanout, SessionId, Share, Variant};
 use super::session::Kind;
 use super::state::{Request, State};
 use super::waiting::{Ask, Errand};
@@ -98,9 +98,9 @@ impl State {
 
     // --- joins and leaves
 
-    /// Tells subscribers of somebody else's coming or going. Returns the bytes queued.
-    pub fn on_change(&mut self, id: ChannelId, change: &Change) -> usize {
-        if self.hub.tells(id) { self.hub.tell(id, change.frame()) } else { 0 }
+    /// Tells subscribers of somebody else's coming or going.
+    pub fn on_change(&mut self, id: ChannelId, change: &Change) -> Fanout {
+        if self.hub.tells(id) { self.hub.tell(id, change.frame()) } else { Fanout::default() }
     }
 
     // --- who is here?

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::hub::{SessionId, Variant};
+use super::hub::{Fanout, SessionId, Variant};
 use super::session::Session;
 use super::state::{Request, State};
 use super::stream::{Bounds, Entry, Fate, Next, ReadKey, Stream};
@@ -113,13 +113,13 @@ impl State {
 
     // --- live
 
-    /// Fans a publication out, if it is what its stream goes on with. Returns the bytes queued.
-    pub fn on_publication(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+    /// Fans a publication out, if it is what its stream goes on with.
+    pub fn on_publication(&mut self, id: ChannelId, publication: &Arc<Publication>) -> Fanout {
         let Some(Some(stream)) = self.streams.get(id.slot as usize) else {
             return self.show(id, publication);
         };
         if stream.id != id {
-            return 0;
+            return Fanout::default();
         }
         match stream.next(publication.position()) {
             Next::Follows => {}
@@ -128,7 +128,7 @@ impl State {
                 if let Some(stream) = self.stream_of(id) {
                     stream.on_repeated();
                 }
-                return 0;
+                return Fanout::default();
             }
             Next::Breaks => {
                 self.node.metrics.shards[self.idx].gaps_offset.add(1);
@@ -137,19 +137,19 @@ impl State {
                 // Nobody is left to deliver it to. Where the stream stands is to be read: a forged
                 // offset, believed, would make repeats of all that come after it.
                 if is_positioned {
-                    return 0;
+                    return Fanout::default();
                 }
             }
         }
         let now_ms = self.now_ms;
         // Gone if the gap took the last subscriber.
-        let Some(stream) = self.stream_of(id) else { return 0 };
+        let Some(stream) = self.stream_of(id) else { return Fanout::default() };
         stream.on_came(publication, now_ms);
-        let queued_bytes = self.show(id, publication);
+        let fanout = self.show(id, publication);
         if self.stream_of(id).is_some_and(|stream| !stream.ahead.is_empty()) {
             self.admit_caught_up(id);
         }
-        queued_bytes
+        fanout
     }
 
     /// A channel's history was removed. What `max_rate` holds was published before, and isn't to become

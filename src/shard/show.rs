@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::hub::Fanout;
 use super::pace::{Paced, Paces};
 use super::state::State;
 use crate::channel::ChannelId;
@@ -13,24 +14,24 @@ const HELD_MAX: Duration = Duration::from_secs(1);
 
 impl State {
     /// Fans a publication out, unless it is too early for its channel's `max_rate`.
-    pub fn show(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
+    pub fn show(&mut self, id: ChannelId, publication: &Arc<Publication>) -> Fanout {
         if let Paced::Held(replaced) = self.paces.offer(id, publication, Instant::now) {
             if replaced {
                 self.hub.totals.conflated += self.hub.n_subscribers(id.slot) as u64;
             }
-            return 0;
+            return Fanout::default();
         }
         self.show_now(id, publication)
     }
 
-    fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> usize {
-        let queued_bytes = self.hub.publish(id, publication);
+    fn show_now(&mut self, id: ChannelId, publication: &Arc<Publication>) -> Fanout {
+        let fanout = self.hub.publish(id, publication);
         self.hub.delay(id, Instant::now);
         let now_ms = self.now_ms;
         if let Some(stream) = self.stream_of(id) {
             stream.on_shown(publication, now_ms);
         }
-        queued_bytes
+        fanout
     }
 
     /// Fans out what was held until now, or, at the end, whatever is held.

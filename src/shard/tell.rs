@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use super::cohort::{Cohorts, Mark};
-use super::hub::{Hub, queue};
+use super::hub::{Fanout, Hub, queue};
 use crate::channel::ChannelId;
 use crate::publication::Format;
 
@@ -19,14 +19,14 @@ impl Hub {
         slot.is_some_and(|slot| slot.generation == id.generation && slot.n_told > 0)
     }
 
-    /// Queues a push for those who are told. Returns the bytes that were queued, counted once per cohort.
-    pub fn tell(&mut self, id: ChannelId, frame: &Bytes) -> usize {
+    /// Queues a push for those who are told.
+    pub fn tell(&mut self, id: ChannelId, frame: &Bytes) -> Fanout {
         if !self.tells(id) {
-            return 0;
+            return Fanout::default();
         }
         let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
         let slot = &channels[id.slot as usize];
-        let mut queued_bytes = 0;
+        let mut fanout = Fanout::default();
         for cohort_ref in slot.cohorts.iter().filter(|cohort_ref| cohort_ref.is_told) {
             let cohort = &mut cohorts[cohort_ref.cohort as usize];
             if cohort.format != Format::Json || (cohort.is_conflating && slot.conflates) {
@@ -36,8 +36,8 @@ impl Hub {
             if !cohort.all_dirty {
                 cohort.mark(&mut self.dirty);
             }
-            queued_bytes += frame.len();
+            fanout.queue(frame.len());
         }
-        queued_bytes
+        fanout
     }
 }

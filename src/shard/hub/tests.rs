@@ -93,6 +93,21 @@ fn check_inside(hub: &Hub) -> Checked<()> {
     Ok(())
 }
 
+/// One session gets a frame once, however many cohorts have it.
+#[test]
+fn a_fanout_tells_a_frame_from_its_copies() {
+    let mut hub = hub(1_000);
+    let both = subscriber(&mut hub, 0);
+    assert!(hub.subscribe(both, 1));
+    subscriber(&mut hub, 0);
+    subscriber(&mut hub, 0);
+    let mut round = Fanout::default();
+    round += hub.publish(channel_id(0), &publication(b'a', 98));
+    assert_eq!((round.frame_bytes, round.queued_bytes), (100, 200), "two cohorts");
+    round += hub.publish(channel_id(1), &publication(b'b', 98));
+    assert_eq!((round.frame_bytes, round.queued_bytes), (200, 300));
+}
+
 #[test]
 fn a_session_gets_what_is_published_while_it_is_subscribed() {
     let mut hub = hub(1_000);

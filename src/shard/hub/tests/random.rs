@@ -107,7 +107,7 @@ impl Rig {
     fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>, n: usize) -> Checked<()> {
         for _ in 0..n {
             let expected = self.model.publish(id, publication);
-            prop_assert_eq!(self.hub.publish(id, publication), expected);
+            prop_assert_eq!(self.hub.publish(id, publication).queued_bytes, expected);
             let now = self.now();
             self.hub.delay(id, || now);
         }

@@ -47,7 +47,7 @@ fn those_who_asked_are_told_in_order() {
     let mut hub = hub(100_000);
     let plain = subscriber(&mut hub, Format::Json, Share::default());
     assert!(!hub.tells(channel_id(0)));
-    assert_eq!(hub.tell(channel_id(0), &frame("nobody")), 0);
+    assert_eq!(hub.tell(channel_id(0), &frame("nobody")).queued_bytes, 0);
     let told = subscriber(&mut hub, Format::Json, TOLD);
     let fresh = Share { variant: Variant::Fresh, is_told: true };
     let patched = subscriber(&mut hub, Format::Json, fresh);
@@ -70,7 +70,7 @@ fn a_stale_channel_is_nobodys() {
     let mut hub = hub(100_000);
     let told = subscriber(&mut hub, Format::Json, TOLD);
     let stale = ChannelId { generation: channel_id(0).generation + 1, ..channel_id(0) };
-    assert_eq!(hub.tell(stale, &frame("join")), 0);
+    assert_eq!(hub.tell(stale, &frame("join")).queued_bytes, 0);
     assert_eq!(texts(&read_all(&mut hub, told)), [""; 0]);
 }
 
