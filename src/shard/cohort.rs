@@ -21,6 +21,7 @@ use super::delay::Wait;
 use super::dirty::DirtySet;
 use super::hub::ChannelSlot;
 use super::outbox::Outbox;
+use super::spares::Spares;
 use crate::channel::{Channel, ChannelId};
 use crate::publication::Format;
 
@@ -29,7 +30,7 @@ use crate::publication::Format;
 /// than a hundredth of the writes that filled it.
 const TRIM_BYTES_MIN: usize = 64 * 1024;
 const TRIM_BYTES_PER_MEMBER: usize = 64;
-/// A cohort of at least this many keeps its log's buffer while idle; smaller ones free it.
+/// A cohort of at least this many keeps its log's buffer while idle; those of smaller ones are spares.
 const KEEP_BUFFER_MEMBERS_MIN: usize = 32;
 const KEEP_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
@@ -165,11 +166,14 @@ impl Cohort {
     }
 
     /// A member's position reached the end: the last one frees the log.
-    pub fn on_caught_up(&mut self) {
+    pub fn on_caught_up(&mut self, spares: &mut Spares) {
         self.n_behind -= 1;
         if self.n_behind == 0 {
-            let keep = self.members.len() >= KEEP_BUFFER_MEMBERS_MIN;
-            self.log.clear(if keep { KEEP_BUFFER_BYTES_MAX } else { 0 });
+            if self.members.len() >= KEEP_BUFFER_MEMBERS_MIN {
+                self.log.clear(KEEP_BUFFER_BYTES_MAX);
+            } else {
+                spares.put(self.log.take_buffer());
+            }
             self.marks.clear();
             self.trim_at = TRIM_BYTES_MIN;
         }
@@ -199,6 +203,7 @@ impl Cohort {
 pub struct Cohorts {
     pub cohorts: Slab<Cohort>,
     pub(super) channels: Vec<ChannelSlot>,
+    pub spares: Spares,
     by_set: HashMap<u64, SmallVec<[u32; 2]>>,
     keys: RandomState,
     pub emptied: Vec<(ChannelId, Arc<Channel>)>,

@@ -85,7 +85,7 @@ impl Hub {
         seat.behind = Some(behind);
         if position < end {
             seat.position = end;
-            cohort.on_caught_up();
+            cohort.on_caught_up(&mut self.cohorts.spares);
         }
         let twin = self.cohorts.twin(from);
         self.move_to(idx, twin);

@@ -227,6 +227,7 @@ impl Shard {
         // Before pings are queued, which the walk that follows writes at once.
         state.report(self.metrics());
         state.relieve();
+        state.hub.free_unused();
         state.sweep();
         state.catch_up();
         state.check_streams();

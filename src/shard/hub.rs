@@ -35,6 +35,7 @@ use super::conflate::Behind;
 use super::delay::Delays;
 use super::dirty::DirtySet;
 use super::outbox::Outbox;
+use super::spares::Spares;
 use crate::channel::{Channel, ChannelId};
 use crate::publication::{Format, N_FORMATS, Patches, Publication};
 
@@ -255,7 +256,7 @@ impl Hub {
     /// Fans a publication out to its subscribers' logs. Where the channel has a delay, [`Hub::delay`]
     /// marks them.
     pub fn publish(&mut self, id: ChannelId, publication: &Arc<Publication>) -> Fanout {
-        let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
+        let Cohorts { cohorts, channels, spares, .. } = &mut self.cohorts;
         let Some(slot) =
             channels.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)
         else {
@@ -289,7 +290,7 @@ impl Hub {
                 }
                 continue;
             }
-            queue(&self.seats, cohort, id.slot, frame);
+            queue(&self.seats, spares, cohort, id.slot, frame);
             fanout.queue(frame.len());
             self.totals.deliveries += cohort.members.len() as u64;
             if !cohort.all_dirty && slot.delay_ms == 0 {
@@ -375,7 +376,7 @@ impl Hub {
             }
         };
         if was_behind && seat.position == end {
-            cohort.on_caught_up();
+            cohort.on_caught_up(&mut self.cohorts.spares);
         }
         match visit {
             Visit::Full if may_conflate => self.start_conflating(idx),
@@ -653,6 +654,11 @@ impl Hub {
         logs + own
     }
 
+    /// Frees memory that the last publications didn't need. To be called now and then.
+    pub fn free_unused(&mut self) {
+        self.cohorts.spares.free_unused();
+    }
+
     /// Sessions whose sockets are full, the one with the most queued first.
     pub fn lagging_by_size(&self) -> Vec<(usize, SessionId)> {
         let lagging = (0..self.seats.len() as u32).filter(|idx| {
@@ -702,9 +708,18 @@ impl Hub {
 
 /// Puts a frame of a channel into a cohort's log. Its members are not marked for it.
 #[inline]
-pub(super) fn queue(seats: &[Seat], cohort: &mut Cohort, slot: u32, frame: &Bytes) {
+pub(super) fn queue(
+    seats: &[Seat],
+    spares: &mut Spares,
+    cohort: &mut Cohort,
+    slot: u32,
+    frame: &Bytes,
+) {
     if cohort.has_marks {
         cohort.marks.push_back(Mark { position: cohort.log.end(), slot });
+    }
+    if !cohort.log.has_buffer() {
+        cohort.log.set_buffer(spares.take());
     }
     cohort.log.push(frame);
     cohort.last_frame_bytes = frame.len();

@@ -29,6 +29,7 @@ mod served;
 mod session;
 mod show;
 mod socket;
+mod spares;
 mod state;
 mod stream;
 mod tell;

@@ -114,14 +114,30 @@ impl Outbox {
     /// Forgets everything; the next byte's position stays what it was. Keeps a buffer of at
     /// most `capacity_max` for the next frames.
     pub fn clear(&mut self, capacity_max: usize) {
+        let mut buffer = self.take_buffer();
+        if buffer.capacity() <= capacity_max {
+            buffer.clear();
+            self.tail = buffer;
+        }
+    }
+
+    /// Whether small frames have a buffer already; else [`set_buffer`](Self::set_buffer) spares making one.
+    pub fn has_buffer(&self) -> bool {
+        self.tail.capacity() > 0
+    }
+
+    /// Takes an empty buffer for the next frames.
+    pub fn set_buffer(&mut self, buffer: Vec<u8>) {
+        debug_assert!(buffer.is_empty() && self.tail.is_empty());
+        self.tail = buffer;
+    }
+
+    /// Forgets everything, as [`clear`](Self::clear), and hands out the buffer as it is.
+    pub fn take_buffer(&mut self) -> Vec<u8> {
         self.closed = VecDeque::new();
         self.tail_start = self.end();
         self.boundary = self.tail_start;
-        if self.tail.capacity() > capacity_max {
-            self.tail = Vec::new();
-        } else {
-            self.tail.clear();
-        }
+        std::mem::take(&mut self.tail)
     }
 
     /// Appends the bytes `from..to` of `other`: large parts by reference. `to` is a frame

@@ -24,7 +24,7 @@ impl Hub {
         if !self.tells(id) {
             return Fanout::default();
         }
-        let Cohorts { cohorts, channels, .. } = &mut self.cohorts;
+        let Cohorts { cohorts, channels, spares, .. } = &mut self.cohorts;
         let slot = &channels[id.slot as usize];
         let mut fanout = Fanout::default();
         for cohort_ref in slot.cohorts.iter().filter(|cohort_ref| cohort_ref.is_told) {
@@ -32,7 +32,7 @@ impl Hub {
             if cohort.format != Format::Json || (cohort.is_conflating && slot.conflates) {
                 continue;
             }
-            queue(&self.seats, cohort, Mark::NO_SLOT, frame);
+            queue(&self.seats, spares, cohort, Mark::NO_SLOT, frame);
             if !cohort.all_dirty {
                 cohort.mark(&mut self.dirty);
             }

@@ -39,7 +39,7 @@ impl Hub {
         own(seat).outbox.append(&cohort.log, position, boundary);
         seat.position = boundary;
         if was_behind && boundary == cohort.log.end() {
-            cohort.on_caught_up();
+            cohort.on_caught_up(&mut self.cohorts.spares);
         }
     }
 
@@ -85,7 +85,7 @@ impl Hub {
             self.seats[*moved as usize].member_at = member_at;
         }
         if position < cohort.log.end() {
-            cohort.on_caught_up();
+            cohort.on_caught_up(&mut self.cohorts.spares);
         }
         if cohort.members.is_empty() {
             self.delays.forget(cohort);
@@ -109,7 +109,7 @@ impl Hub {
         if seat.position < cohort.log.end() {
             self.totals.dropped_frames += cohort.log.frames_from(seat.position) as u64;
             seat.position = cohort.log.end();
-            cohort.on_caught_up();
+            cohort.on_caught_up(&mut self.cohorts.spares);
         }
     }
 }
