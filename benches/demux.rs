@@ -24,8 +24,14 @@ fn interest(n_channels: usize) -> Interest {
             assert!(interest.acquire(&name(n), shard, 0).is_none());
         }
     }
-    for name in interest.take_changes(n_channels, 0).subscribe {
-        assert!(interest.on_subscribed(name.as_bytes()).is_some());
+    // So many a millisecond, and no more.
+    for now_ms in 0.. {
+        if !interest.has_changes() {
+            break;
+        }
+        for name in interest.take_changes(n_channels, now_ms).subscribe {
+            assert!(interest.on_subscribed(name.as_bytes()).is_some());
+        }
     }
     interest
 }
