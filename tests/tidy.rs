@@ -30,6 +30,7 @@ const SANS_IO: &[&str] = &[
     "src/shard/hub/held.rs",
     "src/shard/cohort.rs",
     "src/shard/outbox.rs",
+    "src/shard/spares.rs",
     "src/shard/dirty.rs",
     "src/shard/reader.rs",
     "src/shard/stream.rs",
