@@ -31,6 +31,7 @@ const SANS_IO: &[&str] = &[
     "src/shard/cohort.rs",
     "src/shard/outbox.rs",
     "src/shard/spares.rs",
+    "src/shard/visited.rs",
     "src/shard/dirty.rs",
     "src/shard/reader.rs",
     "src/shard/stream.rs",

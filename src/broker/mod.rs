@@ -59,7 +59,10 @@ pub use survey::{PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, SurveyRes
 /// batch a turn, and keeps what doesn't fit.
 const MAILBOX_BATCHES_MAX: usize = 4096;
 /// Every publication passes here on its way, for some microseconds. On a core that a shard keeps
-/// busy it would wait for a full slice of the shard's, a millisecond and more, each time.
+/// busy it would wait for a full slice of the shard's, a millisecond and more, each time. That it wakes
+/// for each publication has its price, but a rest between two reads has a higher one: of 300 µs, × 1.14
+/// deliveries per CPU-second with 10,000 sessions on 1,000 channels, and × 1.3 of the p50 with 100 at
+/// 5,000/s.
 const SLICE: Duration = Duration::from_micros(100);
 
 /// From a shard to the broker.

@@ -3,7 +3,8 @@
 //! One loop drains the mailbox in bounded batches and walks the dirty sessions in accept order,
 //! [`SLICE`] at a time; what arrives meanwhile joins the sessions not yet reached.
 //! After a full turn of the ring that leaves something pending it pauses in proportion to what the turn
-//! cost, so that groups grow under load; an idle shard writes at once.
+//! cost, so that groups grow under load: if they can, which takes sessions that are written to turn after
+//! turn. An idle shard writes at once.
 //! A panic, in the loop or in a task, ends this life of the shard: its connections are cut, and
 //! it starts anew with nothing.
 //! **Invariant:** nothing of a shard is reached from another thread but its mailbox.
@@ -35,6 +36,7 @@ mod stream;
 mod tell;
 mod timers;
 mod users;
+mod visited;
 mod waiting;
 mod welcome;
 
@@ -59,6 +61,7 @@ use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;
 use hub::Fanout;
 use pause::PauseTimer;
+use visited::Visited;
 
 /// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
 const SLICE: usize = 64;
@@ -177,6 +180,8 @@ struct Walk {
     not_before: Instant,
     /// Drained in this turn of the ring.
     round: Fanout,
+    /// In this turn of the ring and the one before.
+    visited: Visited,
     queued_bytes_max: usize,
 }
 
@@ -196,6 +201,7 @@ impl Walk {
             since_reactor: Duration::ZERO,
             not_before: Instant::now(),
             round: Fanout::default(),
+            visited: Visited::default(),
             queued_bytes_max: part.min(ROUND_QUEUED_BYTES_MAX),
         }
     }
@@ -213,6 +219,7 @@ impl Walk {
         let n_seats = shard.n_seats();
         if self.left == 0 {
             self.left = n_seats;
+            self.visited.grow(n_seats);
         }
         for _ in 0..SLICE {
             if self.cursor >= n_seats {
@@ -229,6 +236,7 @@ impl Walk {
             };
             self.left -= idx - self.cursor + 1;
             self.cursor = idx + 1;
+            self.visited.insert(idx);
             shard.visit(idx);
             if self.left == 0 {
                 break;
@@ -245,12 +253,10 @@ impl Walk {
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {
         if self.cost > Duration::ZERO {
-            let pause = match self.cost {
-                // Everybody has everything: the next publication is the first of a new group.
-                _ if shard.is_clean() => Duration::ZERO,
-                cost if cost >= LONG_TURN => cost.mul_f64(ALPHA_LONG),
-                cost => cost.mul_f64(ALPHA_SHORT) + REST,
-            };
+            let again = self.visited.end_turn();
+            // Everybody has everything: the next publication is the first of a new group.
+            let pause =
+                if shard.is_clean() { Duration::ZERO } else { pause_after(self.cost, again) };
             let pause = pause.max(FLOOR.saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
@@ -264,6 +270,18 @@ impl Walk {
         self.round.frame_bytes >= ROUND_FRAME_BYTES_MAX
             || self.round.queued_bytes >= self.queued_bytes_max
     }
+}
+
+/// The pause after a turn that cost so much and left something pending. It is for the sessions that are
+/// written to turn after turn, their share of the turn being `again`: 10,000 sessions on 1,000 channels at
+/// 4,000/s, who have 4 publications a second each, would fill the two thirds of a core, and wait 100 ms
+/// for groups that hardly come. So they have theirs after 0.8 ms, for 12 % more CPU per delivery.
+fn pause_after(cost: Duration, again: f64) -> Duration {
+    let pause = match cost {
+        cost if cost >= LONG_TURN => cost.mul_f64(ALPHA_LONG),
+        cost => cost.mul_f64(ALPHA_SHORT) + REST,
+    };
+    pause.mul_f64(again)
 }
 
 async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
@@ -420,6 +438,16 @@ mod tests {
             n += 1;
         }
         n
+    }
+
+    #[test]
+    fn only_sessions_of_the_turn_before_are_paused_for() {
+        for cost in [1, 10, 100].map(Duration::from_millis) {
+            let whole = pause_after(cost, 1.0);
+            assert!(whole >= cost / 2 && whole < cost);
+            assert_eq!(pause_after(cost, 0.25), whole / 4);
+            assert_eq!(pause_after(cost, 0.0), Duration::ZERO);
+        }
     }
 
     #[test]

@@ -1,0 +1,71 @@
+//! Which sessions a turn of the ring wrote to, and how many of them the turn before wrote to too.
+//!
+//! Owned by a shard's walk; sans-I/O. A pause saves what it merges: a second publication for a session
+//! before its first was written. Sessions that are written to turn after turn get groups that way; those
+//! of ten thousand quiet channels would only get theirs later.
+
+/// See the module. A bit for each session, by index.
+#[derive(Default)]
+pub struct Visited {
+    now: Vec<u64>,
+    before: Vec<u64>,
+    n_now: usize,
+    n_again: usize,
+}
+
+impl Visited {
+    /// Makes room for indexes below `n`.
+    pub fn grow(&mut self, n: u32) {
+        let n_words = (n as usize).div_ceil(64);
+        if n_words > self.now.len() {
+            self.now.resize(n_words, 0);
+            self.before.resize(n_words, 0);
+        }
+    }
+
+    /// A session is written to in this turn.
+    pub fn insert(&mut self, idx: u32) {
+        let (word, bit) = (idx as usize / 64, 1u64 << (idx % 64));
+        let is_new = self.now[word] & bit == 0;
+        let is_again = is_new && self.before[word] & bit != 0;
+        self.now[word] |= bit;
+        self.n_now += usize::from(is_new);
+        self.n_again += usize::from(is_again);
+    }
+
+    /// Ends the turn. The share of its sessions that the turn before wrote to too, 0 to 1.
+    pub fn end_turn(&mut self) -> f64 {
+        let again = self.n_again as f64 / self.n_now.max(1) as f64;
+        std::mem::swap(&mut self.now, &mut self.before);
+        self.now.fill(0);
+        (self.n_now, self.n_again) = (0, 0);
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(visited: &mut Visited, sessions: impl IntoIterator<Item = u32>) -> f64 {
+        sessions.into_iter().for_each(|idx| visited.insert(idx));
+        visited.end_turn()
+    }
+
+    #[test]
+    fn counts_who_was_written_to_in_two_turns_running() {
+        let mut visited = Visited::default();
+        visited.grow(200);
+        assert_eq!(turn(&mut visited, 0..100), 0.0, "nobody before");
+        assert_eq!(turn(&mut visited, 0..100), 1.0);
+        assert_eq!(turn(&mut visited, (0..100).chain(0..100)), 1.0, "each counts once");
+        assert_eq!(turn(&mut visited, 50..150), 0.5);
+        assert_eq!(turn(&mut visited, 150..200), 0.0);
+        assert_eq!(turn(&mut visited, 0..50), 0.0, "two turns ago isn't the turn before");
+        assert_eq!(turn(&mut visited, []), 0.0);
+        visited.grow(1_000);
+        visited.grow(10);
+        assert_eq!(turn(&mut visited, [999]), 0.0);
+        assert_eq!(turn(&mut visited, [999]), 1.0);
+    }
+}
