@@ -64,13 +64,16 @@ pub struct Fanout {
     pub frame_bytes: usize,
     /// Counted once per cohort.
     pub queued_bytes: usize,
+    /// Frames, counted once per session.
+    pub deliveries: usize,
 }
 
 impl Fanout {
     /// Another cohort's, of the same publication.
-    pub(super) fn queue(&mut self, frame_bytes: usize) {
+    pub(super) fn queue(&mut self, frame_bytes: usize, n_members: usize) {
         self.frame_bytes = self.frame_bytes.max(frame_bytes);
         self.queued_bytes += frame_bytes;
+        self.deliveries += n_members;
     }
 }
 
@@ -78,6 +81,7 @@ impl AddAssign for Fanout {
     fn add_assign(&mut self, next: Self) {
         self.frame_bytes += next.frame_bytes;
         self.queued_bytes += next.queued_bytes;
+        self.deliveries += next.deliveries;
     }
 }
 
@@ -291,7 +295,7 @@ impl Hub {
                 continue;
             }
             queue(&self.seats, spares, cohort, id.slot, frame);
-            fanout.queue(frame.len());
+            fanout.queue(frame.len(), cohort.members.len());
             self.totals.deliveries += cohort.members.len() as u64;
             if !cohort.all_dirty && slot.delay_ms == 0 {
                 cohort.mark(&mut self.dirty);

@@ -36,7 +36,7 @@ impl Hub {
             if !cohort.all_dirty {
                 cohort.mark(&mut self.dirty);
             }
-            fanout.queue(frame.len());
+            fanout.queue(frame.len(), cohort.members.len());
         }
         fanout
     }

@@ -1,8 +1,6 @@
 //! Which sessions a turn of the ring wrote to, and how many of them the turn before wrote to too.
 //!
-//! Owned by a shard's walk; sans-I/O. A pause saves what it merges: a second publication for a session
-//! before its first was written. Sessions that are written to turn after turn get groups that way; those
-//! of ten thousand quiet channels would only get theirs later.
+//! Owned by a shard's walk; sans-I/O.
 
 /// See the module. A bit for each session, by index.
 #[derive(Default)]
@@ -33,6 +31,11 @@ impl Visited {
         self.n_again += usize::from(is_again);
     }
 
+    /// Sessions of this turn.
+    pub fn len(&self) -> usize {
+        self.n_now
+    }
+
     /// Ends the turn. The share of its sessions that the turn before wrote to too, 0 to 1.
     pub fn end_turn(&mut self) -> f64 {
         let again = self.n_again as f64 / self.n_now.max(1) as f64;
@@ -58,7 +61,8 @@ mod tests {
         visited.grow(200);
         assert_eq!(turn(&mut visited, 0..100), 0.0, "nobody before");
         assert_eq!(turn(&mut visited, 0..100), 1.0);
-        assert_eq!(turn(&mut visited, (0..100).chain(0..100)), 1.0, "each counts once");
+        (0..100).for_each(|idx| visited.insert(idx));
+        assert_eq!((turn(&mut visited, 0..100), visited.len()), (1.0, 0), "each counts once");
         assert_eq!(turn(&mut visited, 50..150), 0.5);
         assert_eq!(turn(&mut visited, 150..200), 0.0);
         assert_eq!(turn(&mut visited, 0..50), 0.0, "two turns ago isn't the turn before");

@@ -103,9 +103,10 @@ fn a_fanout_tells_a_frame_from_its_copies() {
     subscriber(&mut hub, 0);
     let mut round = Fanout::default();
     round += hub.publish(channel_id(0), &publication(b'a', 98));
-    assert_eq!((round.frame_bytes, round.queued_bytes), (100, 200), "two cohorts");
+    let counts = |round: Fanout| (round.frame_bytes, round.queued_bytes, round.deliveries);
+    assert_eq!(counts(round), (100, 200, 3), "two cohorts");
     round += hub.publish(channel_id(1), &publication(b'b', 98));
-    assert_eq!((round.frame_bytes, round.queued_bytes), (200, 300));
+    assert_eq!(counts(round), (200, 300, 4));
 }
 
 #[test]
