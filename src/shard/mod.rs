@@ -221,7 +221,6 @@ impl Walk {
         let n_seats = shard.n_seats();
         if self.left == 0 {
             self.left = n_seats;
-            self.visited.grow(n_seats);
         }
         for _ in 0..SLICE {
             if self.cursor >= n_seats {
