@@ -296,11 +296,11 @@ impl Hub {
             }
             queue(&self.seats, spares, cohort, id.slot, frame);
             fanout.queue(frame.len(), cohort.members.len());
-            self.totals.deliveries += cohort.members.len() as u64;
             if !cohort.all_dirty && slot.delay_ms == 0 {
                 cohort.mark(&mut self.dirty);
             }
         }
+        self.totals.deliveries += fanout.deliveries as u64;
         if slot.conflates {
             let newest = slot.newest.iter_mut().zip(is_carried).filter(|(_, carried)| *carried);
             newest.for_each(|(newest, _)| *newest = Some(publication.clone()));
