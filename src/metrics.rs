@@ -168,6 +168,11 @@ pub struct ShardMetrics {
     pub conflated: Count,
     pub delayed: Count,
     pub delays_cut: Count,
+    /// Turns of the ring of sessions that wrote, and those that took as many bytes as one may.
+    pub turns: Count,
+    pub full_turns: Count,
+    /// Spent in pauses between them, nanoseconds.
+    pub paused_ns: Count,
     /// Patches made here, their bytes, and those of the payloads that they stand for.
     pub patches: Count,
     pub patch_bytes: Count,

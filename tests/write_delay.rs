@@ -267,3 +267,35 @@ fn a_reload_counts_for_open_channels() {
     });
     assert!(leaves && start.elapsed() < secs(10), "and took along what waited");
 }
+
+/// Turns that are cut off at their bound, and the time in pauses between turns.
+#[test]
+fn turns_and_pauses_are_counted() {
+    const BATCH: usize = 24;
+    let start = Instant::now();
+    let hub = Hub::builder().env("HUB_SHARDS", 1).env("HUB_WRITE_DELAY", "500ms").start();
+    let mut raw = Raw::open(&hub, &["a"]);
+    let large = "x".repeat(60_000);
+    let batch = || {
+        for _ in 0..BATCH {
+            hub.publish("a", format!("\"{large}\""));
+        }
+    };
+    let counts = || {
+        let names = ["turns_total", "full_turns_total", "paused_seconds_total"];
+        names.map(|name| hub.metric_sum(&format!("hubbub_{name}")))
+    };
+    hub.publish("a", 0);
+    expect(&mut raw, &["0"]);
+    let [turns, full_turns, _] = counts();
+    assert_eq!([turns, full_turns], [1.0, 0.0]);
+    // On a slow machine a batch may take longer than the delay: then the next one is the proof.
+    let is_counted = eventually(SOON, || {
+        batch();
+        (0..BATCH).for_each(|_| drop(raw.next_data(SOON).expect("all come")));
+        let [turns, full_turns, paused_s] = counts();
+        assert!(full_turns < turns && paused_s <= start.elapsed().as_secs_f64());
+        full_turns > 0.0 && paused_s > 0.0
+    });
+    assert!(is_counted, "{:?}", counts());
+}

@@ -71,12 +71,18 @@ const SHARD_GAUGES: [(&str, &str, ShardCount); 7] = [
     }),
 ];
 
-const SHARD_COUNTERS: [(&str, &str, ShardCount); 18] = [
+const SHARD_COUNTERS: [(&str, &str, ShardCount); 20] = [
     ("deliveries", "Publications queued for a subscriber.", |shard| &shard.deliveries),
     ("sent_bytes", "Bytes written to clients.", |shard| &shard.sent_bytes),
     ("writes", "Writes to client sockets; deliveries by writes is the group size.", |shard| {
         &shard.writes
     }),
+    ("turns", "Turns of the ring of sessions that wrote.", |shard| &shard.turns),
+    (
+        "full_turns",
+        "Those that took as many bytes as one may; what else came waited for the next.",
+        |shard| &shard.full_turns,
+    ),
     ("received_bytes", "Bytes read from clients.", |shard| &shard.received_bytes),
     ("commands", "Client commands handled.", |shard| &shard.commands),
     ("commands_over_rate", "Client commands refused over the rate.", |shard| {
@@ -135,16 +141,6 @@ impl Collector for Page {
                 }),
             )?;
         }
-        family(
-            &mut encoder,
-            "shard_panics",
-            "Times a shard was started afresh.",
-            metrics
-                .shards
-                .iter()
-                .enumerate()
-                .map(|(shard, block)| (ByShard { shard }, ConstCounter::new(block.panics.get()))),
-        )?;
         self.encode_threads(&mut encoder)?;
         self.encode_losses(&mut encoder)?;
         self.encode_closes(&mut encoder)?;
@@ -155,15 +151,28 @@ impl Collector for Page {
 impl Page {
     fn encode_threads(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Metrics { shards, broker, .. } = &*self.metrics;
+        let by_shard = || shards.iter().enumerate();
+        family(
+            encoder,
+            "paused_seconds",
+            "Time in pauses between turns, which let the next one write more at once.",
+            by_shard().map(|(shard, block)| {
+                (ByShard { shard }, ConstCounter::new(block.paused_ns.get() as f64 / 1e9))
+            }),
+        )?;
+        family(
+            encoder,
+            "shard_panics",
+            "Times a shard was started afresh.",
+            by_shard()
+                .map(|(shard, block)| (ByShard { shard }, ConstCounter::new(block.panics.get()))),
+        )?;
         let up = |is_up: bool| ConstGauge::new(i64::from(is_up));
         family(
             encoder,
             "shard_up",
             "Whether a shard answers.",
-            shards
-                .iter()
-                .enumerate()
-                .map(|(shard, block)| (ByShard { shard }, up(block.is_up(self.now_ms)))),
+            by_shard().map(|(shard, block)| (ByShard { shard }, up(block.is_up(self.now_ms)))),
         )?;
         one(encoder, "broker_up", "Whether the broker answers.", &up(broker.is_up(self.now_ms)))
     }

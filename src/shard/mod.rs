@@ -254,6 +254,8 @@ impl Walk {
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {
         if self.cost > Duration::ZERO {
+            shard.metrics().turns.add(1);
+            shard.metrics().full_turns.add(u64::from(self.is_full()));
             let (n_visited, again) = self.visited.end_turn();
             let group = self.round.deliveries as f64 / n_visited.max(1) as f64;
             // Everybody has everything: the next publication is the first of a new group.
@@ -372,7 +374,8 @@ async fn pause(
     timer: &PauseTimer,
     until: Instant,
 ) {
-    timer.set(until.saturating_duration_since(Instant::now()));
+    let began = Instant::now();
+    timer.set(until.saturating_duration_since(began));
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
         if shard.allow_input() {
@@ -386,6 +389,7 @@ async fn pause(
     })
     .await;
     events.set_awake();
+    shard.metrics().paused_ns.add(began.elapsed().as_nanos() as u64);
 }
 
 async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
