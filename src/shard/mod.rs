@@ -60,7 +60,7 @@ use crate::config::Config;
 use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;
 use hub::Fanout;
-use pause::PauseTimer;
+use pause::{FLOOR, PauseTimer, floor_after, pause_after};
 use visited::Visited;
 
 /// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
@@ -85,21 +85,6 @@ const ROUND_QUEUED_BYTES_MAX: usize = 16 << 20;
 const ROUND_QUEUED_PART: usize = 8;
 /// Batches in a shard's mailbox.
 const MAILBOX_BATCHES_MAX: usize = 4096;
-/// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
-/// rest. Long turns pause a little more, but not as long as they took: in 10,000 sessions at 20/s, beside
-/// uWebSockets, that was × 1.93 deliveries per CPU-second where this is × 1.56, for p50 × 1.17 where
-/// this is × 0.74, and p99 × 1.32 where this is × 0.88. And so high a step, where turns happen to take
-/// about as long (1,000 sessions on some machines), makes p99 half as long again: 22 instead of 15 ms.
-const ALPHA_SHORT: f64 = 0.5;
-const ALPHA_LONG: f64 = 0.6;
-const LONG_TURN: Duration = Duration::from_millis(20);
-/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.97 of the CPU then,
-/// for the same p50.
-const REST: Duration = Duration::from_micros(60);
-/// Publications per session, beyond the first, that a long turn has if it deserves the whole pause.
-const LONG_TURN_MERGES: f64 = 0.25;
-/// A turn and its pause together take at least this long.
-const FLOOR: Duration = Duration::from_micros(500);
 /// Between a panic and the next life: a fault that comes at once mustn't take a core.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Until a runtime that couldn't start is tried again.
@@ -264,7 +249,7 @@ impl Walk {
             } else {
                 pause_after(self.cost, again, group)
             };
-            let pause = pause.max(FLOOR.saturating_sub(self.cost));
+            let pause = pause.max(floor_after(self.cost, again).saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
         self.cost = Duration::ZERO;
@@ -276,23 +261,6 @@ impl Walk {
     fn is_full(&self) -> bool {
         self.round.frame_bytes >= ROUND_FRAME_BYTES_MAX
             || self.round.queued_bytes >= self.queued_bytes_max
-    }
-}
-
-/// The pause after a turn that cost so much and left something pending.
-///
-/// It pays by what it merges: a second publication for a session before the first was written. So it is
-/// for the sessions that are written to turn after turn, their share of the turn being `again`; and a turn
-/// that is long, as pauses too make it, must merge by itself: `group` is the publications per session.
-/// Else 10,000 sessions on 1,000 channels at 4,000/s, who have 4 publications a second each, would fill
-/// their two thirds of a core, and wait 100 ms for groups that hardly come. They have theirs after 0.7 ms,
-/// for 4 to 12 % more CPU per delivery.
-fn pause_after(cost: Duration, again: f64, group: f64) -> Duration {
-    if cost >= LONG_TURN {
-        let merges = ((group - 1.0) / LONG_TURN_MERGES).clamp(0.0, 1.0);
-        cost.mul_f64(ALPHA_LONG * merges.min(again))
-    } else {
-        (cost.mul_f64(ALPHA_SHORT) + REST).mul_f64(again)
     }
 }
 
@@ -453,21 +421,6 @@ mod tests {
             n += 1;
         }
         n
-    }
-
-    #[test]
-    fn only_what_is_merged_is_paused_for() {
-        let [short, long] = [5, 100].map(Duration::from_millis);
-        for cost in [short, long] {
-            let whole = pause_after(cost, 1.0, 2.0);
-            assert!(whole >= cost / 2 && whole < cost);
-            assert_eq!(pause_after(cost, 0.25, 2.0), whole / 4);
-            assert_eq!(pause_after(cost, 0.0, 2.0), Duration::ZERO);
-        }
-        assert_eq!(pause_after(short, 1.0, 1.0), pause_after(short, 1.0, 2.0));
-        assert_eq!(pause_after(long, 1.0, 1.125), pause_after(long, 1.0, 2.0) / 2);
-        assert_eq!(pause_after(long, 1.0, 1.0), Duration::ZERO);
-        assert_eq!(pause_after(long, 1.0, 0.9), Duration::ZERO, "the rest is of the turn before");
     }
 
     #[test]

@@ -1,10 +1,58 @@
-//! A timer of microsecond precision: tokio's steps of 1 ms would double a pause of 0.5 ms.
+//! How long a shard pauses after a turn of the ring, and the timer for it.
+//!
+//! Its precision is microseconds: tokio's steps of 1 ms would double a pause of 0.5 ms.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
+
+/// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
+/// rest. Long turns pause a little more, but not as long as they took: in 10,000 sessions at 20/s, beside
+/// uWebSockets, that was × 1.93 deliveries per CPU-second where this is × 1.56, for p50 × 1.17 where
+/// this is × 0.74, and p99 × 1.32 where this is × 0.88. And so high a step, where turns happen to take
+/// about as long (1,000 sessions on some machines), makes p99 half as long again: 22 instead of 15 ms.
+const ALPHA_SHORT: f64 = 0.5;
+const ALPHA_LONG: f64 = 0.6;
+const LONG_TURN: Duration = Duration::from_millis(20);
+/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.97 of the CPU then,
+/// for the same p50.
+const REST: Duration = Duration::from_micros(60);
+/// Publications per session, beyond the first, that a long turn has if it deserves the whole pause.
+const LONG_TURN_MERGES: f64 = 0.25;
+/// A turn and its pause together take so long, as far as that pays: see [`floor_after`].
+pub const FLOOR: Duration = Duration::from_micros(500);
+/// It costs about as much as to be woken for it.
+const TINY_TURN: Duration = Duration::from_micros(50);
+
+/// The pause after a turn that cost so much and left something pending.
+///
+/// It pays by what it merges: a second publication for a session before the first was written. So it is
+/// for the sessions that are written to turn after turn, their share of the turn being `again`; and a turn
+/// that is long, as pauses too make it, must merge by itself: `group` is the publications per session.
+/// Else 10,000 sessions on 1,000 channels at 4,000/s, who have 4 publications a second each, would fill
+/// their two thirds of a core, and wait 100 ms for groups that hardly come. They have theirs after 0.3 ms,
+/// for 4 to 12 % more CPU per delivery.
+pub fn pause_after(cost: Duration, again: f64, group: f64) -> Duration {
+    if cost >= LONG_TURN {
+        let merges = ((group - 1.0) / LONG_TURN_MERGES).clamp(0.0, 1.0);
+        cost.mul_f64(ALPHA_LONG * merges.min(again))
+    } else {
+        (cost.mul_f64(ALPHA_SHORT) + REST).mul_f64(again)
+    }
+}
+
+/// How long a turn that cost so much and its pause take at least.
+///
+/// What comes meanwhile shares a wake-up, and a write if it is for the sessions of the turn before:
+/// `again` is their share. So it pays for those, and for turns of a write or two. It doesn't for ten
+/// others: 10,000 sessions on 1,000 channels at 2,000/s have × 1.12 deliveries per CPU-second without it,
+/// and half the p50, as the timer's wake-up comes on top of the broker's.
+pub fn floor_after(cost: Duration, again: f64) -> Duration {
+    let tiny = (2.0 - cost.div_duration_f64(TINY_TURN)).min(1.0);
+    FLOOR.mul_f64(again.max(tiny))
+}
 
 pub struct PauseTimer(AsyncFd<OwnedFd>);
 
@@ -52,5 +100,36 @@ impl PauseTimer {
                 return Poll::Ready(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_merged_is_paused_for() {
+        let [short, long] = [5, 100].map(Duration::from_millis);
+        for cost in [short, long] {
+            let whole = pause_after(cost, 1.0, 2.0);
+            assert!(whole >= cost / 2 && whole < cost);
+            assert_eq!(pause_after(cost, 0.25, 2.0), whole / 4);
+            assert_eq!(pause_after(cost, 0.0, 2.0), Duration::ZERO);
+        }
+        assert_eq!(pause_after(short, 1.0, 1.0), pause_after(short, 1.0, 2.0));
+        assert_eq!(pause_after(long, 1.0, 1.125), pause_after(long, 1.0, 2.0) / 2);
+        assert_eq!(pause_after(long, 1.0, 1.0), Duration::ZERO);
+        assert_eq!(pause_after(long, 1.0, 0.9), Duration::ZERO, "the rest is of the turn before");
+    }
+
+    #[test]
+    fn a_floor_is_for_what_merges_and_for_tiny_turns() {
+        let [tiny, between, small] = [10, 75, 200].map(Duration::from_micros);
+        assert_eq!(floor_after(small, 1.0), FLOOR);
+        assert_eq!(floor_after(small, 0.5), FLOOR / 2);
+        assert_eq!(floor_after(small, 0.0), Duration::ZERO);
+        assert_eq!(floor_after(tiny, 1.0), FLOOR);
+        assert_eq!(floor_after(tiny, 0.0), FLOOR);
+        assert_eq!(floor_after(between, 0.0), FLOOR / 2);
     }
 }
