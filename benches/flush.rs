@@ -94,6 +94,19 @@ fn flush(criterion: &mut Criterion) {
                 })
             });
         });
+        group.bench_function(
+            BenchmarkId::new("one send a session, in a run", n_frames),
+            |bencher| {
+                bencher.iter_custom(|n| {
+                    timed(n, &mut peers, n_bytes_each, |_| {
+                        for _ in 0..n_frames {
+                            crowd.hub.publish(crowd.channels[0].0, &publication);
+                        }
+                        crowd.flush_run(&mut |fd, slice| send(fd, &[slice]));
+                    })
+                });
+            },
+        );
         group.bench_function(BenchmarkId::new("naive send a frame", n_frames), |bencher| {
             bencher.iter_custom(|n| {
                 timed(n, &mut peers, n_bytes_each, |peers| {

@@ -62,4 +62,10 @@ impl Crowd {
         }
         assert!(self.hub.is_clean());
     }
+
+    /// The same in a run.
+    pub fn flush_run(&mut self, write: &mut impl FnMut(i32, &[u8]) -> Sent) {
+        self.hub.visit_run(0, self.hub.seats_len(), usize::MAX, write, &mut |_, _| {});
+        assert!(self.hub.is_clean());
+    }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use super::control::Left;
-use super::hub::{Fanout, Queued, SessionId};
+use super::hub::{Fanout, Queued, Run, SessionId};
 use super::reader::{Flow, Input, Limits, Reader};
 use super::session::Session;
 use super::state::{Joined, Request, State};
@@ -97,12 +97,18 @@ impl Shard {
         self.state.borrow().hub.seats_len()
     }
 
-    pub(super) fn next_dirty(&self, from: u32, to: u32) -> Option<u32> {
-        self.state.borrow().hub.next_dirty(from, to)
-    }
-
     pub(super) fn visit(&self, idx: u32) {
         self.state.borrow_mut().visit(idx);
+    }
+
+    pub(super) fn visit_run(
+        &self,
+        from: u32,
+        to: u32,
+        n_max: usize,
+        on_visited: impl FnMut(u32),
+    ) -> Run {
+        self.state.borrow_mut().visit_run(from, to, n_max, on_visited)
     }
 
     pub(super) fn has_stopped(&self) -> bool {

@@ -23,6 +23,7 @@
 
 mod held;
 mod moves;
+mod run;
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use super::outbox::Outbox;
 use super::spares::Spares;
 use crate::channel::{Channel, ChannelId};
 use crate::publication::{Format, N_FORMATS, Patches, Publication};
+pub use run::Run;
 
 /// A session of this shard: index and generation. A stale id matches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -325,7 +327,8 @@ impl Hub {
         self.seats.len() as u32
     }
 
-    /// Writes everything that is pending for a session.
+    /// Writes everything that is pending for a session. Where that is one slice for each of many,
+    /// [`Hub::visit_run`] costs less.
     pub fn visit(&mut self, idx: u32, write: &mut impl FnMut(i32, &[&[u8]]) -> Sent) -> Visit {
         self.dirty.remove(idx);
         let seat = &mut self.seats[idx as usize];

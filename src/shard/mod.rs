@@ -207,25 +207,22 @@ impl Walk {
         if self.left == 0 {
             self.left = n_seats;
         }
-        for _ in 0..SLICE {
+        let mut room = SLICE;
+        while room > 0 && self.left > 0 {
             if self.cursor >= n_seats {
                 self.cursor = 0;
             }
             let to = n_seats.min(self.cursor.saturating_add(self.left));
-            let Some(idx) = shard.next_dirty(self.cursor, to) else {
-                self.left = self.left.saturating_sub(to - self.cursor);
-                self.cursor = if to >= n_seats { 0 } else { to };
-                if self.left == 0 {
-                    break;
-                }
-                continue;
-            };
-            self.left -= idx - self.cursor + 1;
-            self.cursor = idx + 1;
-            self.visited.insert(idx);
-            shard.visit(idx);
-            if self.left == 0 {
-                break;
+            let run = shard.visit_run(self.cursor, to, room, |idx| self.visited.insert(idx));
+            room -= run.n_visited;
+            self.go_to(run.next.unwrap_or(to));
+            if let Some(idx) = run.next
+                && room > 0
+            {
+                room -= 1;
+                self.go_to(idx + 1);
+                self.visited.insert(idx);
+                shard.visit(idx);
             }
         }
         let cost = now.elapsed();
@@ -235,6 +232,11 @@ impl Walk {
             self.end_round(shard, Instant::now());
         }
         Next::Go
+    }
+
+    fn go_to(&mut self, cursor: u32) {
+        self.left -= cursor - self.cursor;
+        self.cursor = cursor;
     }
 
     fn end_round(&mut self, shard: &Shard, now: Instant) {

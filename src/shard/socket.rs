@@ -31,22 +31,35 @@ thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// Writes what the socket takes. By the bare system call: libc's `send` is a cancellation point, for
-/// which glibc 2.36 pays two atomic operations a call in a process with threads.
+const FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// Writes what the socket takes.
 pub fn send(fd: i32, parts: &[&[u8]]) -> Sent {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    // SAFETY: the descriptor is that of a session in the hub, which its task removes before it closes
-    // the socket.
-    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    let sent = match parts {
-        [bytes] => net::send(socket, bytes, flags),
+    match parts {
+        [slice] => send_slice(fd, slice),
         [first, second] => {
             let parts = [IoSlice::new(first), IoSlice::new(second)];
-            net::sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)
+            sent(net::sendmsg(socket(fd), &parts, &mut SendAncillaryBuffer::default(), FLAGS))
         }
         _ => unreachable!("invariant: a write has one part or two"),
-    };
-    match sent {
+    }
+}
+
+/// The same for one part. By the bare system call: libc's `send` is a cancellation point, for which glibc
+/// 2.36 pays two atomic operations a call in a process with threads.
+#[inline]
+pub fn send_slice(fd: i32, slice: &[u8]) -> Sent {
+    sent(net::send(socket(fd), slice, FLAGS))
+}
+
+fn socket<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: the descriptor is that of a session in the hub, which its task removes before it closes
+    // the socket.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn sent(result: rustix::io::Result<usize>) -> Sent {
+    match result {
         Ok(n_bytes) => Sent::Bytes(n_bytes),
         Err(Errno::AGAIN | Errno::INTR) => Sent::Full,
         Err(_) => Sent::Gone,
@@ -55,9 +68,7 @@ pub fn send(fd: i32, parts: &[&[u8]]) -> Sent {
 
 /// Sends a FIN: nothing follows the close frame.
 pub fn shut_down_write(fd: i32) {
-    // SAFETY: as in `send`.
-    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
-    let _ = net::shutdown(socket, net::Shutdown::Write);
+    let _ = net::shutdown(socket(fd), net::Shutdown::Write);
 }
 
 struct Task {

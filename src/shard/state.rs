@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use super::control::Controls;
-use super::hub::{Hub, Queued, SessionId, Totals, Visit};
+use super::hub::{Hub, Queued, Run, SessionId, Totals, Visit};
 use super::pace::Paces;
 use super::presence::Stays;
 use super::recovery::catch_up_room;
@@ -324,10 +324,34 @@ impl State {
         let had_own = id.is_some_and(|id| !self.hub.own_is_empty(id));
         let visit = self.hub.visit(idx, &mut |fd, parts| socket::send(fd, parts));
         // Nearly always it got publications, and its cold part needn't be looked at.
-        if visit == Visit::Waiting || (visit == Visit::CaughtUp && !had_own) {
-            return;
+        if visit != Visit::Waiting && (visit != Visit::CaughtUp || had_own) {
+            self.on_visited(idx, visit);
         }
-        let Some(id) = id else { return };
+    }
+
+    /// The same for a run of sessions; tells which it visited.
+    pub fn visit_run(
+        &mut self,
+        from: u32,
+        to: u32,
+        n_max: usize,
+        mut on_visited: impl FnMut(u32),
+    ) -> Run {
+        // Nearly always empty.
+        let mut not_caught_up = Vec::new();
+        let write = &mut |fd, slice: &[u8]| socket::send_slice(fd, slice);
+        let run = self.hub.visit_run(from, to, n_max, write, &mut |idx, visit| {
+            on_visited(idx);
+            if visit != Visit::CaughtUp {
+                not_caught_up.push((idx, visit));
+            }
+        });
+        not_caught_up.into_iter().for_each(|(idx, visit)| self.on_visited(idx, visit));
+        run
+    }
+
+    fn on_visited(&mut self, idx: u32, visit: Visit) {
+        let Some(id) = self.hub.id_at(idx) else { return };
         let now_ms = self.now_ms;
         let own_is_empty = self.hub.own_is_empty(id);
         let Some(session) = self.sessions[idx as usize].as_mut() else { return };

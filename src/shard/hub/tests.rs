@@ -12,6 +12,7 @@ mod conflating;
 mod delta;
 mod model;
 mod ops;
+mod peer;
 mod random;
 mod tell;
 

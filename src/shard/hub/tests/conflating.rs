@@ -34,6 +34,10 @@ enum Op {
         who: usize,
         room: usize,
     },
+    /// Everybody's has, and they are visited in a run, as far as they can.
+    Run {
+        room: usize,
+    },
     Writable {
         who: usize,
     },
@@ -59,6 +63,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         10 => (0..N_SLOTS, 1..6usize).prop_map(|(slot, n)| Op::Publish { slot, n }),
         8 => (who(), 0..120usize).prop_map(|(who, room)| Op::Visit { who, room }),
+        4 => (0..120usize).prop_map(|room| Op::Run { room }),
         6 => who().prop_map(|who| Op::Writable { who }),
         3 => (who(), 0..N_SLOTS).prop_map(|(who, slot)| Op::Subscribe { who, slot }),
         2 => (who(), 0..N_SLOTS).prop_map(|(who, slot)| Op::Unsubscribe { who, slot }),
@@ -150,7 +155,7 @@ impl Rig {
         self.hub.delay(channel_id(slot), || self.now);
     }
 
-    fn visit(&mut self, who: usize, mut room: usize) -> Checked<()> {
+    fn begin_visit(&mut self, who: usize) {
         let client = &mut self.clients[who];
         client.visits.push(Began {
             received_bytes: client.received.len(),
@@ -158,7 +163,39 @@ impl Rig {
             latest: self.latest,
             settled: client.settled,
         });
-        let received = &mut client.received;
+    }
+
+    fn run(&mut self, room: usize) -> Checked<()> {
+        (0..self.clients.len()).for_each(|who| self.begin_visit(who));
+        let Self { hub, clients, .. } = self;
+        // Descriptors are the clients' numbers here.
+        let mut write = |fd, slice: &[u8]| {
+            let n = slice.len().min(room);
+            clients[fd as usize].received.extend_from_slice(&slice[..n]);
+            if n > 0 { Sent::Bytes(n) } else { Sent::Full }
+        };
+        let mut visits = Vec::new();
+        let mut on_visited = |idx, visit| visits.push((idx as usize, visit));
+        hub.visit_run(0, hub.seats_len(), usize::MAX, &mut write, &mut on_visited);
+        visits.into_iter().try_for_each(|(who, visit)| self.check_visit(who, visit))
+    }
+
+    /// Who is behind gets the newest from now on, where it may; who isn't gets everything.
+    fn check_visit(&self, who: usize, visit: Visit) -> Checked<()> {
+        let id = self.ids[who];
+        let is_conflating = self.hub.cohort_of(id.idx).is_conflating;
+        if visit == Visit::Full {
+            let may = (0..N_CONFLATING).any(|slot| self.hub.is_subscribed(id, slot));
+            prop_assert!(is_conflating || !may);
+        }
+        let is_behind = self.hub.seats[id.idx as usize].behind.is_some();
+        prop_assert!(visit != Visit::CaughtUp || !is_conflating && !is_behind);
+        Ok(())
+    }
+
+    fn visit(&mut self, who: usize, mut room: usize) -> Checked<()> {
+        self.begin_visit(who);
+        let received = &mut self.clients[who].received;
         let visit = self.hub.visit(self.ids[who].idx, &mut |_, parts| {
             let bytes = parts.concat();
             let n = bytes.len().min(room);
@@ -167,10 +204,7 @@ impl Rig {
             if n > 0 { Sent::Bytes(n) } else { Sent::Full }
         });
         self.clients[who].is_closed |= visit == Visit::Closed;
-        let seat = &self.hub.seats[self.ids[who].idx as usize];
-        let is_conflating = self.hub.cohort_of(self.ids[who].idx).is_conflating;
-        prop_assert!(visit != Visit::CaughtUp || !is_conflating && seat.behind.is_none());
-        Ok(())
+        self.check_visit(who, visit)
     }
 
     fn step(&mut self, op: &Op) -> Checked<()> {
@@ -183,6 +217,7 @@ impl Rig {
         match *op {
             Op::Publish { slot, n } => (0..n).for_each(|_| self.publish(slot)),
             Op::Visit { who, room } => self.visit(who, room)?,
+            Op::Run { room } => self.run(room)?,
             Op::Writable { who } => {
                 if self.hub.on_writable(self.ids[who]) {
                     self.visit(who, FRAME_BYTES_MAX)?;

@@ -84,7 +84,8 @@ pub enum Op {
     },
     PushOwn(Who, Vec<usize>),
     Visit(Who, Socket),
-    Walk(Socket),
+    /// With so many sessions in a run.
+    Walk(Socket, usize),
     OnWritable {
         who: Who,
         visit: Option<Socket>,
@@ -157,7 +158,7 @@ pub fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(slot, generation)| Op::PublishStale { slot, generation }),
         10 => (who(), own).prop_map(|(who, frames)| Op::PushOwn(who, frames)),
         20 => (who(), socket()).prop_map(|(who, socket)| Op::Visit(who, socket)),
-        4 => socket().prop_map(Op::Walk),
+        4 => (socket(), prop::sample::select(vec![1, 2, 5, 64, 99])).prop_map(|(socket, n)| Op::Walk(socket, n)),
         15 => (who(), prop::option::weighted(0.7, socket()))
             .prop_map(|(who, visit)| Op::OnWritable { who, visit }),
         3 => (who(), queued).prop_map(|(who, queued)| Op::Close(who, queued)),

@@ -10,11 +10,12 @@ use proptest::test_runner::RngAlgorithm;
 
 use super::model::{Checked, End, Model};
 use super::ops::{Chained, N_SLOTS, Op, Payload, Room, Socket, Who, op};
+use super::peer::Peer;
 use super::{check_inside, frame};
 use crate::channel::{Channel, ChannelId};
 use crate::frame::{Opcode, put_close};
 use crate::publication::{Base, Body, Format, Link, Publication};
-use crate::shard::hub::{Hub, Queued, Sent, SessionId, Totals, Variant, WRITE_BYTES_MAX};
+use crate::shard::hub::{Hub, Queued, Run, SessionId, Totals, Variant, Visit};
 
 const STALE_IDS_MAX: usize = 8;
 
@@ -149,43 +150,13 @@ impl Rig {
     }
 
     fn visit(&mut self, idx: u32, socket: &Socket) -> Checked<()> {
-        let client = self.model.client_at(idx);
-        let fd = client.as_ref().and_then(|client| client.fd);
-        let queued = client.as_ref().map_or(0, |client| client.queued_bytes());
-        let mut writes_left = usize::MAX;
-        let room = match &socket.room {
-            Room::All => queued,
-            Room::Bytes(bytes) => queued.min(*bytes),
-            Room::Part(part) => queued * part / 1_000,
-            Room::Frames(n) => client.map_or(0, |client| client.bytes_of_frames(*n)),
-            Room::Writes(n) => {
-                writes_left = *n;
-                queued
-            }
-        };
-        let mut taken = Vec::new();
-        let mut n_writes = 0;
-        let mut end = End::TookAll;
-        let mut refused = None;
-        let visit = self.hub.visit(idx, &mut |to, parts: &[&[u8]]| {
-            n_writes += 1;
-            let is_bad = |part: &&[u8]| part.is_empty() || part.len() > WRITE_BYTES_MAX;
-            if Some(to) != fd || end != End::TookAll || parts.iter().any(is_bad) {
-                refused = Some(to);
-            }
-            if taken.len() == room || writes_left == 0 {
-                end = if socket.breaks { End::Gone } else { End::Full };
-                return if socket.breaks { Sent::Gone } else { Sent::Full };
-            }
-            writes_left -= 1;
-            let before = taken.len();
-            parts.iter().for_each(|part| taken.extend_from_slice(part));
-            if taken.len() > room {
-                taken.truncate(room);
-                end = End::Full;
-            }
-            Sent::Bytes(taken.len() - before)
-        });
+        let mut peer = Peer::new(&self.model, idx, socket);
+        let visit = self.hub.visit(idx, &mut |to, parts: &[&[u8]]| peer.write(to, parts));
+        self.on_visited(peer, visit)
+    }
+
+    fn on_visited(&mut self, peer: Peer, visit: Visit) -> Checked<()> {
+        let Peer { idx, queued, room, writes_left, taken, n_writes, end, refused, .. } = peer;
         prop_assert_eq!(refused, None, "a write to another socket, after the end, or too large");
         self.model.writes += n_writes;
         let expected = if let Some(later) = self.model.visit_later(idx) {
@@ -204,14 +175,42 @@ impl Rig {
         Ok(())
     }
 
-    fn walk(&mut self, socket: &Socket) -> Checked<()> {
-        let mut at = 0;
-        while let Some(idx) = self.hub.next_dirty(at, self.hub.seats_len()) {
-            self.visit(idx, socket)?;
-            at = idx + 1;
+    /// As a shard walks: in runs, and a visit for who isn't in one.
+    fn walk(&mut self, socket: &Socket, run_max: usize) -> Checked<()> {
+        let n_seats = self.hub.seats_len();
+        let mut next = self.hub.next_dirty(0, n_seats);
+        while let Some(at) = next {
+            let run = self.visit_run(at, n_seats, run_max, socket)?;
+            next = run.next;
+            if let Some(idx) = run.next.filter(|_| run.n_visited < run_max) {
+                self.visit(idx, socket)?;
+                next = self.hub.next_dirty(idx + 1, n_seats);
+            }
         }
         prop_assert!(self.hub.is_clean(), "a walk leaves nobody out and marks nobody");
         Ok(())
+    }
+
+    fn visit_run(&mut self, from: u32, to: u32, n_max: usize, socket: &Socket) -> Checked<Run> {
+        let dirty: Vec<u32> =
+            (from..to).filter_map(|idx| self.hub.next_dirty(idx, idx + 1)).collect();
+        let (mut peers, mut visits) = (Vec::new(), Vec::new());
+        let mut write = |fd, slice: &[u8]| {
+            let mut peer = Peer::new(&self.model, dirty[peers.len()], socket);
+            let sent = peer.write(fd, &[slice]);
+            peers.push(peer);
+            sent
+        };
+        let mut on_visited = |idx, visit| visits.push((idx, visit));
+        let run = self.hub.visit_run(from, to, n_max, &mut write, &mut on_visited);
+        let n_visited = run.n_visited;
+        prop_assert!(n_visited <= n_max && peers.len() == n_visited && visits.len() == n_visited);
+        prop_assert_eq!(run.next, dirty.get(n_visited).copied());
+        for (peer, (idx, visit)) in peers.into_iter().zip(visits) {
+            prop_assert_eq!(peer.idx, idx, "in order");
+            self.on_visited(peer, visit)?;
+        }
+        Ok(run)
     }
 
     fn on_writable(&mut self, id: SessionId) -> Checked<()> {
@@ -279,7 +278,7 @@ impl Rig {
             }
             Op::PushOwn(who, sizes) => self.push_own(self.pick(who), sizes)?,
             Op::Visit(who, socket) => self.visit_if_known(self.pick(who).idx, socket)?,
-            Op::Walk(socket) => self.walk(socket)?,
+            Op::Walk(socket, run_max) => self.walk(socket, *run_max)?,
             Op::OnWritable { who, visit } => {
                 let id = self.pick(who);
                 self.on_writable(id)?;
@@ -382,7 +381,7 @@ impl Rig {
                 self.visit(id.idx, &all)?;
             }
         }
-        self.walk(&all)?;
+        self.walk(&all, 2)?;
         self.check()?;
         let left: usize = self.model.clients.iter().map(|client| client.queued_bytes()).sum();
         prop_assert_eq!(left + self.hub.outbox_bytes(), 0);
