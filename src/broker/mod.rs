@@ -235,8 +235,11 @@ pub fn spawn(
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
+        // A task, as the links are: one that another task wakes runs next, but for the runtime's own
+        // future the reactor is asked in between, which for each publication is a system call more.
         let run = |runtime: tokio::runtime::LocalRuntime| {
-            runtime.block_on(core::run(node, commands, shards));
+            let task = runtime.spawn_local(core::run(node, commands, shards));
+            runtime.block_on(task).expect("the broker's loop panicked");
         };
         // Without it nothing is delivered: better to be started again by whoever watches the
         // process than to be up and useless.

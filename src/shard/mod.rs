@@ -281,7 +281,12 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
         }
         match walk.step(&shard) {
             Next::Go => {
-                if walk.since_reactor >= (reactor_turn * WALK_PER_REACTOR_TURN).min(WALK_TIME_MAX) {
+                let mut longest = (reactor_turn * WALK_PER_REACTOR_TURN).min(WALK_TIME_MAX);
+                if shard.is_clean() {
+                    // Most likely it sleeps next, and the reactor has its turn then.
+                    longest = longest.max(FLOOR);
+                }
+                if walk.since_reactor >= longest {
                     walk.since_reactor = Duration::ZERO;
                     shard.allow_input();
                     let began = Instant::now();
@@ -293,8 +298,8 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
                 shard.allow_input();
                 tokio::task::yield_now().await;
             }
-            Next::PauseUntil(until) => pause(&shard, events, &timer, until).await,
-            Next::Sleep => sleep(&shard, events).await,
+            Next::PauseUntil(until) => pause(&shard, events, &timer, until, &mut walk).await,
+            Next::Sleep => sleep(&shard, events, &mut walk).await,
         }
     }
 }
@@ -343,6 +348,7 @@ async fn pause(
     events: &Receiver<ShardEvent>,
     timer: &PauseTimer,
     until: Instant,
+    walk: &mut Walk,
 ) {
     let began = Instant::now();
     timer.set(until.saturating_duration_since(began));
@@ -354,6 +360,7 @@ async fn pause(
         if shard.is_broken() || timer.poll(cx).is_ready() || events.poll_paused(cx).is_ready() {
             Poll::Ready(())
         } else {
+            walk.since_reactor = Duration::ZERO;
             Poll::Pending
         }
     })
@@ -362,7 +369,7 @@ async fn pause(
     shard.metrics().paused_ns.add(began.elapsed().as_nanos() as u64);
 }
 
-async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
+async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>, walk: &mut Walk) {
     poll_fn(|cx| {
         shard.set_loop_waker(cx);
         if shard.allow_input() {
@@ -371,6 +378,7 @@ async fn sleep(shard: &Rc<Shard>, events: &Receiver<ShardEvent>) {
         if shard.is_broken() || !shard.is_clean() || events.poll_wait(cx).is_ready() {
             Poll::Ready(())
         } else {
+            walk.since_reactor = Duration::ZERO;
             Poll::Pending
         }
     })
