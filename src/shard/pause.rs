@@ -16,9 +16,6 @@ use tokio::io::unix::AsyncFd;
 const ALPHA_SHORT: f64 = 0.5;
 const ALPHA_LONG: f64 = 0.6;
 const LONG_TURN: Duration = Duration::from_millis(20);
-/// And so much more, which only short turns notice: 100 sessions at 5,000/s take × 0.97 of the CPU then,
-/// for the same p50.
-const REST: Duration = Duration::from_micros(60);
 /// Publications per session, beyond the first, that a long turn has if it deserves the whole pause.
 const LONG_TURN_MERGES: f64 = 0.25;
 /// A turn and its pause together take so long, as far as that pays: see [`floor_after`].
@@ -39,7 +36,7 @@ pub fn pause_after(cost: Duration, again: f64, group: f64) -> Duration {
         let merges = ((group - 1.0) / LONG_TURN_MERGES).clamp(0.0, 1.0);
         cost.mul_f64(ALPHA_LONG * merges.min(again))
     } else {
-        (cost.mul_f64(ALPHA_SHORT) + REST).mul_f64(again)
+        cost.mul_f64(ALPHA_SHORT * again)
     }
 }
 
