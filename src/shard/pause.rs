@@ -9,12 +9,12 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 /// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
-/// rest. Long turns pause a little more, but not as long as they took: in 10,000 sessions at 20/s, beside
-/// uWebSockets, that was × 1.93 deliveries per CPU-second where this is × 1.56, for p50 × 1.17 where
-/// this is × 0.74, and p99 × 1.32 where this is × 0.88. And so high a step, where turns happen to take
+/// rest. Long turns pause a little more, but not as long as they took: with 10,000 sessions at 20/s, beside
+/// uWebSockets, × 1.44 deliveries per CPU-second, p50 × 0.68 and p99 × 0.90 at 0.6, × 1.65, 0.88 and 0.94
+/// at 0.7, × 1.77, 0.98 and 1.08 at 0.8, and p99 × 1.32 at 1. And so high a step, where turns happen to take
 /// about as long (1,000 sessions on some machines), makes p99 half as long again: 22 instead of 15 ms.
 const ALPHA_SHORT: f64 = 0.5;
-const ALPHA_LONG: f64 = 0.6;
+const ALPHA_LONG: f64 = 0.7;
 const LONG_TURN: Duration = Duration::from_millis(20);
 /// Publications per session, beyond the first, that a long turn has if it deserves the whole pause.
 const LONG_TURN_MERGES: f64 = 0.25;
