@@ -67,7 +67,8 @@ use visited::Visited;
 const SLICE: usize = 64;
 /// The walk goes on for so many times as long as the reactor's last turn took, or [`WALK_TIME_MAX`],
 /// before the next one: a flood of handshakes or commands makes a walk a little longer, not half as
-/// long again. They have the pauses, and the time when nothing is to be written, for themselves.
+/// long again. They have the pauses, and the time when nothing is to be written, for themselves; a walk
+/// that leaves nothing to write goes on for [`FLOOR`] at least, as its shard most likely sleeps next.
 const WALK_PER_REACTOR_TURN: u32 = 16;
 const WALK_TIME_MAX: Duration = Duration::from_millis(4);
 /// Mailbox batches drained before the walk goes on, and how long that may take; the clock is looked at
@@ -283,7 +284,6 @@ async fn run(shard: Rc<Shard>, events: &Receiver<ShardEvent>) {
             Next::Go => {
                 let mut longest = (reactor_turn * WALK_PER_REACTOR_TURN).min(WALK_TIME_MAX);
                 if shard.is_clean() {
-                    // Most likely it sleeps next, and the reactor has its turn then.
                     longest = longest.max(FLOOR);
                 }
                 if walk.since_reactor >= longest {
