@@ -171,6 +171,8 @@ pub struct ShardMetrics {
     /// Turns of the ring of sessions that wrote, and those that took as many bytes as one may.
     pub turns: Count,
     pub full_turns: Count,
+    /// What the last one cost, nanoseconds; nothing once there is nothing left to write.
+    pub turn_ns: Count,
     /// Spent in pauses between them, nanoseconds.
     pub paused_ns: Count,
     /// Patches made here, their bytes, and those of the payloads that they stand for.
@@ -215,6 +217,8 @@ pub struct BrokerMetrics {
     pub pubsub_up: Count,
     pub command_up: Count,
     pub inbox_bytes: Count,
+    /// Spent in rests between two reads of the pub/sub link, nanoseconds.
+    pub rested_ns: Count,
     /// What the embedded broker keeps.
     pub history_streams: Count,
     pub history_bytes: Count,

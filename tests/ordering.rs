@@ -6,7 +6,7 @@ mod common;
 
 use common::ledger::{KINDS, Kind, Ledger, Viewer};
 use common::swarm::drive;
-use common::{Hub, QUIET, Redis, Rng, SOON, eventually, scaled, secs};
+use common::{Hub, QUIET, Raw, Redis, Rng, SOON, eventually, scaled, secs};
 
 const N_CHANNELS: usize = 200;
 const N_ON_FIRST_ONLY: usize = 20;
@@ -139,6 +139,39 @@ fn one_channel_in_order_whoever_publishes() {
         let mine = orders[0].iter().filter_map(|text| text.strip_prefix(&format!("\"{author} ")));
         let expected = (0..n_each).map(|i| format!("{i}\""));
         assert!(mine.map(str::to_owned).eq(expected), "{author}: its own order, each once");
+    }
+}
+
+/// The broker thread rests under load, and only then: nothing that gathers meanwhile is lost.
+#[test]
+fn what_gathers_while_the_broker_rests_comes_whole_and_in_order() {
+    const N_SESSIONS: usize = 600;
+    const PIPELINED: usize = 8;
+    const PER_ROUND: usize = 100 * PIPELINED;
+    let redis = Redis::start();
+    let hub = Hub::builder().redis(&redis).env("HUB_SHARDS", 1).start().wait_ready();
+    let mut raws: Vec<Raw> = (0..N_SESSIONS).map(|_| Raw::open(&hub, &["c"])).collect();
+    assert!(eventually(SOON, || hub.metric_sum("hubbub_subscriptions") == N_SESSIONS as f64));
+    let rested = || hub.metric_sum("hubbub_broker_rested_seconds_total");
+
+    let mut resp = redis.client();
+    let mut n = 0;
+    resp.publish("c", b"0");
+    assert!(drive(&mut raws, SOON, |raw| raw.frames.len() == 1));
+    assert_eq!(rested(), 0.0, "one alone waits for nobody");
+    let has_rested = eventually(secs(90), || {
+        let texts: Vec<String> = (n + 1..=n + PER_ROUND).map(|i| i.to_string()).collect();
+        for texts in texts.chunks(PIPELINED) {
+            resp.publish_all(texts.iter().map(|text| ("c", text.as_bytes())));
+        }
+        n += PER_ROUND;
+        assert!(drive(&mut raws, secs(30), |raw| raw.frames.len() == n + 1), "all arrive");
+        rested() > 0.0
+    });
+    assert!(has_rested, "not in {n} publications");
+    for raw in &raws {
+        let numbers = raw.frames.iter().map(|frame| frame.text().parse::<usize>());
+        assert!(numbers.eq((0..=n).map(Ok)), "each once, in order");
     }
 }
 

@@ -23,6 +23,7 @@ use super::interest::{Confirmed, Interest};
 use super::memory::{self, Memory, Outcome};
 use super::newest::{self, Newest};
 use super::redis::{Finished as Answered, PublishRequest, Push, Redis, Registrar};
+use super::rest::Rest;
 use super::survey::{Asked, Surveys};
 use super::{BrokerCommand, Publish, envelope};
 use crate::channel::ChannelId;
@@ -57,6 +58,9 @@ pub async fn run(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let is_full = core.flush_doors();
+        if let Some(redis) = &core.redis {
+            core.rest.take(&core.node.metrics, redis).await;
+        }
         let retry_at = (is_full || core.changes_wait()).then_some(Instant::now() + RETRY);
         tokio::select! {
             () = std::future::poll_fn(|cx| commands.poll_wait(cx)) => {}
@@ -92,6 +96,7 @@ struct Core {
     feed: Option<Feed>,
     next_ping_ms: u64,
     gap_log: GapLog,
+    rest: Rest,
 }
 
 impl Core {
@@ -123,6 +128,7 @@ impl Core {
             feed: config.dev.then(Feed::default),
             next_ping_ms: 0,
             gap_log: GapLog::default(),
+            rest: Rest::new(std::time::Instant::now()),
             node,
         }
     }

@@ -24,6 +24,7 @@ mod newest;
 mod presence;
 mod redis;
 mod registry;
+mod rest;
 mod survey;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,11 +61,11 @@ pub use survey::{PAGE_CHANNELS_MAX, PAGE_LOOKS_MAX, PATTERN_BYTES_MAX, SurveyRes
 const MAILBOX_BATCHES_MAX: usize = 4096;
 /// Every publication passes here on its way, for some microseconds. On a core that a shard keeps
 /// busy it would wait for a full slice of the shard's, a millisecond and more, each time. That it wakes
-/// for each publication has its price, but a rest between two reads has a higher one: of 300 µs, × 1.14
-/// deliveries per CPU-second with 10,000 sessions on 1,000 channels, and × 1.3 of the p50 with 100 at
-/// 5,000/s. Nor would a shard gain by reading Redis itself. With the broker on the one shard's thread, and
-/// the 100 paused for until they took × 0.96 or × 1.07, their p99 was × 0.84 or × 1.03, and the 10,000 had
-/// × 0.99.
+/// for each publication has its price, but a rest between two reads has a higher one where turns are short
+/// (see [`rest`]): of 300 µs, × 1.14 deliveries per CPU-second with 10,000 sessions on 1,000 channels, and
+/// × 1.3 of the p50 with 100 at 5,000/s. Nor would a shard gain by reading Redis itself. With the broker on
+/// the one shard's thread, and the 100 paused for until they took × 0.96 or × 1.07, their p99 was × 0.84 or
+/// × 1.03, and the 10,000 had × 0.99.
 const SLICE: Duration = Duration::from_micros(100);
 
 /// From a shard to the broker.

@@ -324,6 +324,9 @@ impl Page {
             one(encoder, name, help, &ConstGauge::new(count.get() as i64))?;
         }
         self.encode_registry(encoder)?;
+        let rested = ConstCounter::new(broker.rested_ns.get() as f64 / 1e9);
+        let help = "Time in rests of the broker thread, in which publications gather.";
+        one(encoder, "broker_rested_seconds", help, &rested)?;
         let links = [("pubsub", &broker.pubsub_up), ("command", &broker.command_up)];
         family(
             encoder,

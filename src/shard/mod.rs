@@ -255,6 +255,8 @@ impl Walk {
             let pause = pause.max(floor_after(self.cost, again).saturating_sub(self.cost));
             self.not_before = now + pause + shard.node.config.write_delay;
         }
+        let turn_ns = if shard.is_clean() { 0 } else { self.cost.as_nanos() as u64 };
+        shard.metrics().turn_ns.set(turn_ns);
         self.cost = Duration::ZERO;
         self.left = 0;
         self.round = Fanout::default();
