@@ -60,7 +60,7 @@ use crate::config::Config;
 use crate::mailbox::{self, Receiver, Sender, Unbound};
 use crate::node::Node;
 use hub::Fanout;
-use pause::{FLOOR, PauseTimer, floor_after, pause_after};
+use pause::{FLOOR, PauseTimer, beside, floor_after, pause_after};
 use visited::Visited;
 
 /// Sessions written before the mailbox is looked at again: what came joins those not yet reached.
@@ -244,15 +244,17 @@ impl Walk {
         if self.cost > Duration::ZERO {
             shard.metrics().turns.add(1);
             shard.metrics().full_turns.add(u64::from(self.is_full()));
+            let n_shards = shard.node.config.shards;
             let (n_visited, again) = self.visited.end_turn();
             let group = self.round.deliveries as f64 / n_visited.max(1) as f64;
             // Everybody has everything: the next publication is the first of a new group.
             let pause = if shard.is_clean() {
                 Duration::ZERO
             } else {
-                pause_after(self.cost, again, group)
+                beside(self.cost, pause_after(self.cost, again, group), again, n_shards)
             };
-            let pause = pause.max(floor_after(self.cost, again).saturating_sub(self.cost));
+            let floor = floor_after(self.cost, again, n_shards).saturating_sub(self.cost);
+            let pause = pause.max(floor);
             self.not_before = now + pause + shard.node.config.write_delay;
         }
         let turn_ns = if shard.is_clean() { 0 } else { self.cost.as_nanos() as u64 };
