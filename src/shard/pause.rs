@@ -20,8 +20,12 @@ const LONG_TURN: Duration = Duration::from_millis(20);
 const LONG_TURN_MERGES: f64 = 0.25;
 /// A turn and its pause together take so long, as far as that pays: see [`floor_after`].
 pub const FLOOR: Duration = Duration::from_micros(500);
-/// A turn and its pause together aren't made longer than so because there are other shards.
-const SHARED_PERIOD_MAX: Duration = Duration::from_millis(12);
+/// A turn and its pause together aren't made longer than so because there are other shards: short turns,
+/// and any.
+const SHARED_SHORT_MAX: Duration = Duration::from_millis(12);
+const SHARED_MAX: Duration = Duration::from_millis(140);
+/// From the one to the other: for each millisecond that a turn takes longer than the first.
+const SHARED_SLOPE: f64 = 6.0;
 /// It costs about as much as to be woken for it.
 const TINY_TURN: Duration = Duration::from_micros(50);
 
@@ -58,13 +62,17 @@ pub fn floor_after(cost: Duration, again: f64, n_shards: usize) -> Duration {
 /// The pause of a shard beside others, where one alone would pause for `pause`.
 ///
 /// With half of the sessions its turns take half as long, and merge half as much: two shards cost × 1.35 per
-/// delivery of what one did (1,000 sessions at 500/s), and × 1.25 with 100 at 5,000/s. Now a turn and its
-/// pause together are as long as one shard's would be, and the cost × 0.97 and 1.00, with × 1.17 and 0.99 of
-/// the one's p50, × 1.02 and 1.01 of its p99 (2 cores, the second shared with the subscribers). That is
-/// as far as [`SHARED_PERIOD_MAX`] goes: who has longer turns, or more than two shards, gets shorter ones.
-/// So 10,000 sessions at 20/s have × 0.88 of the p50 for × 1.45 of the cost.
+/// delivery of what one did (1,000 sessions at 500/s), × 1.25 with 100 at 5,000/s, and × 1.45 with 10,000 at
+/// 20/s or 100/s. Now a turn and its pause together are as long as one shard's would be, and the cost is
+/// × 0.97, 1.00, 0.97 and 1.01, with × 1.17, 0.99, 1.12 and 0.95 of the one's p50, × 1.02, 1.01, 1.10 and 0.88
+/// of its p99 (2 cores, the second shared with the subscribers). Short turns go no further than
+/// [`SHARED_SHORT_MAX`]: without that bound the 1,000 had × 0.84 of the cost, but × 2.1 of the p99. Nor do
+/// any go beyond [`SHARED_MAX`]: at 200 ms p99 was × 1.3 with 10,000. Of more than two shards each has
+/// shorter turns than the one alone.
 pub fn beside(cost: Duration, pause: Duration, again: f64, n_shards: usize) -> Duration {
-    let period = (cost + pause).mul_f64(sharing(n_shards)).min(SHARED_PERIOD_MAX);
+    let longer = cost.saturating_sub(SHARED_SHORT_MAX).mul_f64(SHARED_SLOPE);
+    let longest = (SHARED_SHORT_MAX + longer).min(SHARED_MAX);
+    let period = (cost + pause).mul_f64(sharing(n_shards)).min(longest);
     pause.max(period.saturating_sub(cost).mul_f64(again))
 }
 
@@ -165,7 +173,11 @@ mod tests {
         assert_eq!(beside(ms(2), ms(1), 1.0, 8), ms(4));
         assert_eq!(beside(ms(2), ms(0), 0.0, 2), ms(0), "nothing would be merged");
         assert_eq!(beside(ms(2), ms(0), 0.5, 2), ms(1));
-        assert_eq!(beside(ms(7), ms(4), 1.0, 2), SHARED_PERIOD_MAX - ms(7));
-        assert_eq!(beside(ms(30), ms(21), 1.0, 2), ms(21), "long already");
+        assert_eq!(beside(ms(7), ms(4), 1.0, 2), SHARED_SHORT_MAX - ms(7));
+        assert_eq!(beside(ms(12), ms(6), 1.0, 2), ms(6), "long already");
+        assert_eq!(beside(ms(15), ms(7), 1.0, 2), ms(15), "a little more");
+        assert_eq!(beside(ms(30), ms(21), 1.0, 2), ms(72), "all of it");
+        assert_eq!(beside(ms(60), ms(42), 1.0, 2), SHARED_MAX - ms(60));
+        assert_eq!(beside(ms(100), ms(70), 1.0, 2), ms(70));
     }
 }
