@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 /// A rest is at most this part of the shortest turn that a shard takes: a publication waits for a turn
 /// anyway, half of one on average. With 1,000 sessions on 5 of 50 channels each, at 5,000 publications a
 /// second, the broker takes 6 % of a core instead of 15, and hubbub delivers × 1.03 per CPU-second. The p99
-/// was × 1.26 of what one channel has with as many deliveries (32 rounds), instead of × 1.34 (22). Where
+/// was × 1.26 of what one channel has with as many deliveries (32 rounds), instead of × 1.34 (10). Where
 /// turns are short, as with 100 sessions (0.5 ms), a rest of 300 µs made the p50 × 1.3: they have none.
 const TURN_PART: u32 = 8;
 const REST_MAX: Duration = Duration::from_millis(1);
