@@ -36,13 +36,12 @@ impl Rest {
     /// Lets publications gather in the link, if there is nothing left of it to read.
     pub async fn take(&mut self, metrics: &Metrics, redis: &Redis) {
         let turn_ns = metrics.shards.iter().map(|shard| shard.turn_ns.get()).min().unwrap_or(0);
-        let began = Instant::now();
         let n_publications = metrics.broker.publications.get();
-        let Some(rest) = self.due(began, n_publications, Duration::from_nanos(turn_ns)) else {
-            return;
-        };
+        let turn = Duration::from_nanos(turn_ns);
+        let Some(rest) = self.due(Instant::now(), n_publications, turn) else { return };
         tokio::task::yield_now().await;
         if redis.inbox_bytes() == 0 {
+            let began = Instant::now();
             // The thread itself: one that waited for a timer of the reactor would be woken by the socket.
             std::thread::sleep(rest);
             metrics.broker.rested_ns.add(began.elapsed().as_nanos() as u64);

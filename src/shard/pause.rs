@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
-/// A pause is this part of what the turn cost: a busy shard takes two thirds of a core, and saves the
+/// A pause is this part of what the turn cost: a busy shard, alone, takes two thirds of a core, and saves the
 /// rest. Long turns pause a little more, but not as long as they took: with 10,000 sessions at 20/s, beside
 /// uWebSockets, × 1.44 deliveries per CPU-second, p50 × 0.68 and p99 × 0.90 at 0.6, × 1.65, 0.88 and 0.94
 /// at 0.7, × 1.77, 0.98 and 1.08 at 0.8, and p99 × 1.32 at 1. And so high a step, where turns happen to take
